@@ -1,0 +1,96 @@
+/* Pagestone | pages/pagefile — the page file of one store, as this process sees it.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * One per (device, inode) and process, shared by every Store over it. Owns: the descriptor, the read-only window (one mapping of the
+ * whole file and 16 TiB past its end; smaller segments where address space is short), the table of verified nodes.
+ *
+ *   I1  Whatever is committed is never written in place: pgs__pages_write is given only pages that the caller claimed.
+ *   I2  The file is never truncated while anyone lives; it grows in whole chunks and is punched by whole chunks.
+ *   I3  A page number from the file is input: pgs__page() returns NULL beyond the end of the file, never a wild pointer.
+ *   I4  The descriptor is checked (fstat) before each commit writes: a host program may have closed it (closerange) and the number may
+ *       name another file by now. Then it is reopened by name, or the commit fails; never is a foreign file written.
+ */
+#ifndef PGS_PAGES_PAGEFILE_H
+#define PGS_PAGES_PAGEFILE_H
+
+#include <stdatomic.h>
+
+#include "libshm/pages/super_format.h"
+#include "libshm/platform/error.h"
+#include "libshm/platform/file.h"
+
+#define PGS__VERIFIED_BITS 15 /* 32,768 entries of 8 bytes */
+
+struct pgs__pagefile {
+    int fd;
+    int dir_fd;    /* of the store's directory; -1 for anonymous stores */
+    bool writable; /* fd is O_RDWR */
+    bool anonymous;
+    enum pgs__fs_kind fs;
+    uint64_t dev, ino;
+    uint8_t uuid[16];
+    char *path;            /* of the directory, absolute; NULL for anonymous stores */
+    const uint8_t *window; /* address of page 0 when the window is whole; NULL when segmented */
+    uint64_t window_pages;
+    struct pgs__segments *segments; /* the fallback; pagefile.c */
+    _Atomic uint64_t n_pages;       /* file size in pages as last seen; grows only */
+    _Atomic uint64_t *verified;     /* pgs__page_verified_*: mix(page, birth, xxh), direct-mapped, relaxed */
+};
+
+/* Wrap an open descriptor (takes ownership on success). Maps the window. path may be NULL (anonymous). */
+int pgs__pagefile_init(struct pgs__pagefile *pf, int fd, int dir_fd, const char *path, bool writable,
+                       struct pgs_error *err);
+void pgs__pagefile_fini(struct pgs__pagefile *pf);
+
+/* Slow path of pgs__page: segmented window, or the file has grown. NULL: beyond the end. */
+const void *pgs__page_slow(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages);
+
+/* Address of n_pages consecutive pages, readable until pgs__pagefile_fini, their bytes stable as long as their generation is pinned.
+ * NULL: they reach beyond the end of the file, or (segmented windows) across two segments. */
+static inline const void *pgs__pages_at(struct pgs__pagefile *pf, struct pgs_pgno page, uint64_t n_pages)
+{
+    uint64_t size =
+        atomic_load_explicit(&pf->n_pages, memory_order_relaxed); /* grows only: a stale value is only slow */
+    if (PGS_LIKELY(pf->window && n_pages <= size && page.n <= size - n_pages))
+        return pf->window + (page.n << PGS_PAGE_SHIFT);
+    return pgs__page_slow(pf, page.n, n_pages);
+}
+static inline const void *pgs__page(struct pgs__pagefile *pf, struct pgs_pgno page)
+{
+    return pgs__pages_at(pf, page, 1);
+}
+
+/* The bytes of `ptr` (n_pages long), verified against ptr->xxh once per process. `what` names it in errors ("node", "record").
+ * -PGS_ECORRUPT: out of bounds or wrong hash; the caller must validate its pin again before it believes that. */
+int pgs__page_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint64_t n_pages, const char *what,
+                       const void **bytes, struct pgs_error *err);
+/* After this process itself wrote and hashed the page. */
+void pgs__page_mark_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr);
+
+/* Write n_pages from buf; the pages must be claimed by the caller (I1) and inside the file. 0 or -PGS_E… */
+int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void *buf, uint64_t n_pages,
+                     struct pgs_error *err);
+/* Read by pread, around the mapping (recovery after a failed fsync uses O_DIRECT: `direct`). */
+int pgs__pages_read(struct pgs__pagefile *pf, struct pgs_pgno page, void *buf, uint64_t n_pages, bool direct,
+                    struct pgs_error *err);
+/* Make the file at least n_pages long (rounded up to whole chunks, growing geometrically by ftruncate; sparse). */
+int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_error *err);
+/* Give whole chunks back to the file system. Best effort: errors are ignored. */
+void pgs__pagefile_punch(struct pgs__pagefile *pf, uint64_t first_chunk, uint64_t n_chunks);
+/* fdatasync; -PGS_EIO on failure: the caller poisons the store. */
+int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err);
+/* I4: check that fd still is our file; reopen if not. Call at the start of each commit. */
+int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err);
+/* st_blocks in bytes. */
+uint64_t pgs__pagefile_resident(struct pgs__pagefile *pf);
+
+/* --- superblocks ------------------------------------------------------------------------------------------------ */
+/* Write the superblock of slot (seq & 1). Fills magic, version, layout, xxh. No barrier. */
+int pgs__super_write(struct pgs__pagefile *pf, struct pgs__super *super, struct pgs_error *err);
+/* Read both with retries while torn, validate, return the newest valid one. -PGS_ENOTSTORE: neither has the magic; -PGS_EFORMAT: a newer
+ * format, another endianness or page size (named in the text); -PGS_ECORRUPT: has the magic, but no valid copy. */
+int pgs__super_read(struct pgs__pagefile *pf, struct pgs__super *out, bool direct, struct pgs_error *err);
+/* Signature of all shared layouts: sizes and offsets, hashed. */
+uint64_t pgs__control_layout(void);
+
+#endif
