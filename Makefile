@@ -8,9 +8,10 @@ ifdef DEVELOPER
 WARN += -Werror -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef -Wwrite-strings -Wformat=2
 endif
 BASE_CFLAGS = -std=gnu11 -fPIC -fvisibility=hidden -pthread -I. $(WARN) $(OPT) -MMD -MP
-B = build
+B ?= build
 comma := ,
-LIB_SRC := $(sort $(wildcard libshm/*/*.c))
+LAYERS ?= platform pages tree extents catalog txn tasks sync api
+LIB_SRC := $(sort $(wildcard $(LAYERS:%=libshm/%/*.c)))
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/mp/test_*.c))
 
 .PHONY: all lib unit asan-unit clean
