@@ -1,0 +1,79 @@
+/* Pagestone | txn/record_format — the head record: one generation's state, and the newest changes of the meta tree.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Each commit writes one record of 1 to 4 consecutive pages. Its header is below; after it come *messages*: the newest changes to the meta tree that were not folded
+ * into it yet (sorted by key, each key once). Whoever reads the meta data of a generation looks into the messages first, then into the tree. So a small commit writes its catalog nodes and one
+ * record page, and the meta tree is rewritten only every so many commits ("fold").
+ *
+ *   message: u16 key_len, u16 val_len (0xffff: the key is deleted), key, value; no padding.
+ *
+ * Keys of the meta tree: one letter, then big-endian u64s ("g" = generation, "p" = page).
+ *
+ *   'c' g                      -> struct pgs__chain         every generation that is needed: kept, tagged, zombie. The head is not in it
+ *   'v' version                -> u64 gen                   newest generation of each version that is listed (head's too)
+ *   't' name                   -> u64 version               tags
+ *   'b' holder g, bucket g     -> nothing                   bucket `bucket` hangs at chain entry `holder` (its own bucket is implied)
+ *   'd' bucket g, birth g, p   -> u64 n_pages | node << 63  deadlist: run [p, p+n) with that birth, killed in the commit that superseded generation `bucket`
+ *   'm' g, p                   -> u64 n_pages | node << 63  limbo: unreferenced since the commit of generation g; reusable when durable ≥ g and no meta reader < g
+ *   'r' p                      -> u64 n_pages, u64 count    head reference counts ≥ 2 of shared runs (absent = 1); entries do not overlap
+ *   'W' end chunk              -> u64 n_chunks              free space: runs of whole free chunks
+ *   'N' end page               -> u64 n_pages               free pages in chunks that hold nodes; never across a chunk boundary
+ *   'D' end page               -> u64 n_pages               free pages in chunks that hold data; never across a chunk boundary
+ *   'l' version, part          -> log entry (ledger_log.c)  parts of ≤ 1,000 bytes
+ */
+#ifndef PGS_TXN_RECORD_FORMAT_H
+#define PGS_TXN_RECORD_FORMAT_H
+
+#include "libshm/pages/super_format.h"
+
+#define PGS__RECORD_MAGIC 0x6472306365725350ull
+#define PGS__RECORD_MAX_PAGES 4u
+#define PGS__RESERVE_PAGES 64u /* kept for the commit that frees */
+
+struct pgs__record {
+    uint64_t magic;
+    uint64_t gen;
+    uint64_t version;
+    uint64_t time_ns;
+    uint32_t n_pages;
+    uint32_t n_msgs;
+    uint32_t msg_bytes;
+    uint32_t checksums; /* 1: array pages carry checksums */
+    struct pgs_ptr catalog;
+    struct pgs_ptr meta;
+    uint64_t n_objects;
+    uint64_t next_id;       /* of the next object */
+    uint64_t first_version; /* smallest number ever made (0), and after a ceiling jump … */
+    uint64_t n_kept;        /* versions listed in s.versions, the head's included */
+    uint64_t hw_pages;      /* the file's high-water mark: whole chunks; beyond is free */
+    uint64_t pages_free;    /* below hw: in 'W', 'N' and 'D' */
+    uint64_t pages_dead;    /* in deadlists: history and pinned */
+    uint64_t pages_limbo;
+    uint64_t pages_meta;   /* of the meta tree and this record */
+    uint64_t reserve_page; /* a run of reserve_n pages that only freeing commits may use; 0 none */
+    uint64_t reserve_n;
+    uint64_t quota_bytes;  /* 0 none */
+    uint32_t durability;   /* enum pgs_durability */
+    uint32_t history_kind; /* enum pgs_history_kind */
+    uint64_t history_value;
+    uint64_t expire_hint; /* no kept, untagged chain entry has a smaller generation */
+    uint64_t n_chain;     /* entries under 'c' */
+    uint64_t n_expired;   /* of them: expired, waiting to be dropped */
+    uint8_t reserved[256 - 232];
+};
+PGS_STATIC(sizeof(struct pgs__record) == 256, "on disk");
+
+struct pgs__chain { /* value of 'c' */
+    uint64_t version;
+    uint64_t time_ns;
+    uint64_t next_time_ns; /* commit time of the version after it: v answers t only if time ≤ t < next */
+    struct pgs_ptr catalog;
+    uint64_t n_objects;
+    uint32_t n_tags; /* > 0: history= does not expire it */
+    uint32_t flags;  /* PGS__CHAIN_EXPIRED: no new pins; a zombie while somebody still pins it */
+};
+PGS_STATIC(sizeof(struct pgs__chain) == 64, "on disk");
+#define PGS__CHAIN_EXPIRED 1u
+#define PGS__NODE_BIT (1ull << 63)
+
+#endif
