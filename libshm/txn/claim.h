@@ -1,0 +1,49 @@
+/* Pagestone | txn/claim — pages for writing: chunks claimed by one transaction or commit, and the runs taken from them.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * A claim owns whole 2 MiB chunks (owner words in the control file) from its first allocation until the commit is published or abandoned. What is free in a chunk is read
+ * from the newest meta data *after* the chunk was claimed: others can only add to it from then on. Nothing is recorded as used before the commit takes it
+ * (pgs__claim_record), so a process that dies leaves nothing but owner words, which the sweeper clears.
+ *
+ *   I1  Between claims of one process too: the owner word is claimed once, whoever asks.
+ *   I2  Node pages and data pages come from different chunks as long as there is room.
+ *   I3  ≥ 2 MiB of data: whole chunks, aligned, consecutive if possible.
+ *   I4  The last PGS__RESERVE_PAGES are touched only with `emergency`.
+ */
+#ifndef PGS_TXN_CLAIM_H
+#define PGS_TXN_CLAIM_H
+
+#include "libshm/txn/session.h"
+
+struct pgs__taken {
+    struct pgs_run run;
+    bool is_node;
+};
+struct pgs__claim {
+    struct pgs__session *s;
+    uint64_t *chunks; /* claimed */
+    size_t n_chunks, cap_chunks;
+    struct pgs__taken *taken;
+    size_t n_taken, cap_taken;
+    struct pgs_run *avail[2]; /* free runs of claimed chunks: [0] data, [1] nodes */
+    size_t n_avail[2], cap_avail[2];
+};
+void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s);
+
+enum { PGS__ALLOC_CONTIGUOUS = 1, PGS__ALLOC_EMERGENCY = 2 };
+/* n_pages of data or node pages. locked: the ledger of the commit in progress (commit lock held), or NULL: the meta data is opened for reading. Contiguous, or else up to
+ * max_runs runs in *runs; *n_runs of them. The file is grown as needed. -PGS_EFULL: neither quota nor file system has room (nothing was taken). */
+int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_node, uint64_t n_pages, int flags,
+                     struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
+/* Give back part of what this claim took (a put replaced within the transaction). */
+void pgs__claim_give(struct pgs__claim *c, struct pgs_run run, bool is_node);
+/* Commit: enter everything taken into the ledger as used. */
+int pgs__claim_record(struct pgs__claim *c, struct pgs__ledger *l, struct pgs_error *err);
+/* After publish, or to abandon: release the chunks. Idempotent. */
+void pgs__claim_release(struct pgs__claim *c);
+/* Move everything of `from` to `to` (a transaction's claim joins the commit's). */
+int pgs__claim_join(struct pgs__claim *to, struct pgs__claim *from);
+/* Does the run cover whole chunks only (so that it may be collapsed)? */
+bool pgs__run_is_whole(struct pgs_run run);
+
+#endif

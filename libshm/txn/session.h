@@ -1,0 +1,139 @@
+/* Pagestone | txn/session — this process's membership in one store: slot, pins, commit lock, head, recovery.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * One session per process and page file (device, inode), shared by every Store, snapshot, transaction and view over it; it ends with its last
+ * reference. A process with write permission owns a slot in the control file; one without pins by OFD read locks.
+ *
+ * The pin protocol (HAZARDS 5; docs/design/locking.md has the proof):
+ *     reader    e0 = drop_epoch (acquire); find the root; slot.pin[i] = gen; fence(seq_cst); drop_epoch == e0, or look again
+ *     dropper   publish a root in which the generation is expired or gone; drop_epoch += 1; fence(seq_cst); only commits after that ask for pins, under the
+ *               commit lock, and only they move runs on
+ * An expired generation gets no new pins but copies of an existing pin (fork, dup) or, under the commit lock, by handle.
+ *
+ *   I1  A pin cell is written by its process only (or by who holds the slot's lock after its death).
+ *   I2  Locks in ascending rank (platform/lock.h). The pin table's mutex is held across fork.
+ *   I3  After fork the child has a slot of its own, with copies of all pins, before fork returns; where that fails it shares the parent's (family slot).
+ *   I4  A slot, its pins and its chunks are taken back only by a process that holds the slot's OFD lock (HAZARDS 4, 9).
+ */
+#ifndef PGS_TXN_SESSION_H
+#define PGS_TXN_SESSION_H
+
+#include "libshm/pages/control.h"
+#include "libshm/txn/ledger.h"
+
+struct pgs__pin_entry { /* index = cell index in the slot */
+    uint64_t gen;       /* 0: free */
+    uint32_t refs;
+    void *ofd_map; /* reader without a slot: unused; the lock is counted per gen */
+};
+struct pgs__session {
+    struct pgs__session *next; /* rooted at session.c: registry; lock: REGISTRY */
+    _Atomic int64_t refs;
+    struct pgs__pagefile pf;
+    struct pgs__ctl ctl;
+    bool writable; /* has a slot */
+    uint32_t slot;
+    uint64_t tag; /* PGS__SLOT_TAG, the owner word of our chunks */
+    struct pgs__held_lock lock, spare_lock;
+    uint32_t spare_slot;
+    int read_lock_fd;            /* reader without a slot: the description that carries its read locks; -1 */
+    _Atomic uint64_t fork_count; /* +1 in every forked child: transactions compare */
+    struct pgs__mutex pins_mx;   /* PINS: pins, n_pins, meta_readers */
+    struct pgs__pin_entry *pins;
+    uint32_t n_pins, cap_pins;
+    uint32_t meta_readers;
+    struct pgs__mutex space_mx; /* SPACE: hints and claims of this process (txn/claim.c) */
+    uint64_t hint_node, hint_data;
+    _Atomic uint64_t bytes_copied, bytes_shared;
+    _Atomic uint64_t last_sweep_ns;
+};
+
+/* --- opening ---------------------------------------------------------------------------------------------------------- */
+/* Open, create or replace by mode (pgs_open's contract: PGS_ENOENT, PGS_EEXIST, PGS_ENOTSTORE, PGS_EFORMAT, PGS_ECORRUPT, PGS_ENOTSUP, PGS_EACCES …). Creation and replacement are
+ * serialised by flock on the directory; a crash in the middle is finished by the next opener. *out has one reference more. */
+int pgs__session_open(const char *path, const struct pgs_options *opt, struct pgs__session **out,
+                      struct pgs_error *err);
+int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__session **out, struct pgs_error *err);
+/* Handle of an anonymous store: uuid, inode, pids of members. */
+int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_options *opt, struct pgs__session **out,
+                             struct pgs_error *err);
+size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap);
+struct pgs__session *pgs__session_ref(struct pgs__session *s);
+void pgs__session_unref(struct pgs__session *s); /* last one: barrier for "ordered", superblock clean, slot released */
+/* This process's state was inherited through fork and the hooks did not run (raw clone): -PGS_EFORKED. Cheap. */
+int pgs__session_check(struct pgs__session *s, struct pgs_error *err);
+
+/* --- pins ------------------------------------------------------------------------------------------------------------------ */
+struct pgs__pin {
+    uint32_t index; /* into pins */
+    uint64_t gen;
+};
+/* Pin the head: no system call with a slot. */
+int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err);
+/* Pin what `find` finds in the meta data of the head, by the protocol above; find is called again while the epoch moves. */
+typedef int (*pgs__find_fn)(struct pgs__ledger *l, void *ctx, struct pgs__root *root, struct pgs_error *err);
+int pgs__pin_find(struct pgs__session *s, pgs__find_fn find, void *ctx, struct pgs__root *root, struct pgs__pin *pin,
+                  struct pgs_error *err);
+/* Pin a generation named by a handle: kept (as above), or expired but still in the chain (then under the commit lock). -PGS_EEXPIRED. */
+int pgs__pin_gen(struct pgs__session *s, pgs_gen_t gen, int64_t timeout_ns, struct pgs__root *root,
+                 struct pgs__pin *pin, struct pgs_error *err);
+void pgs__pin_dup(struct pgs__session *s, const struct pgs__pin *pin); /* one reference more */
+void pgs__pin_drop(struct pgs__session *s, const struct pgs__pin *pin);
+/* Is this pin still what it was? For damage: -PGS_ECORRUPT is believed only if so. */
+bool pgs__pin_valid(struct pgs__session *s, const struct pgs__pin *pin);
+
+/* Meta data of the head, for reading; every begin needs an end. */
+int pgs__meta_begin(struct pgs__session *s, struct pgs__ledger *l, struct pgs_error *err);
+void pgs__meta_end(struct pgs__session *s, struct pgs__ledger *l);
+
+/* --- under the commit lock -------------------------------------------------------------------------------------------------- */
+struct pgs__wait { /* how to wait for the lock */
+    int64_t timeout_ns;
+    int (*interrupted)(void *ctx);
+    void *ctx;
+};
+/* Lock; recover if the last owner died inside; refuse when replaced (PGS_ESTALE), poisoned or read only (PGS_EREADONLY). -PGS_ELOCKED names the holder's pid and command.
+ * Also checks the descriptor (pages I4). */
+int pgs__commit_lock(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err);
+void pgs__commit_unlock(struct pgs__session *s);
+/* Steps 7 and 8 of DESIGN §5: barrier and superblock by durability, head cell, linearization, wake. bytes: written by this commit. epoch: bump drop_epoch after the
+ * switch. On -PGS_EIO (a failed barrier) the store is poisoned and the head has not moved. */
+int pgs__publish(struct pgs__session *s, const struct pgs__root *root, uint32_t durability, bool new_version,
+                 bool epoch, uint64_t bytes, struct pgs_error *err);
+/* Barrier + superblock now (ordered: close, gc). */
+int pgs__make_durable(struct pgs__session *s, struct pgs_error *err);
+/* Fence, then collect every pinned or leased generation, of all slots; pgs__pinned looks a generation up there, then asks for OFD read locks on it. `who` (may be NULL) learns one slot. */
+struct pgs__pinned_set {
+    struct pgs__session *s;
+    uint64_t *gens; /* sorted */
+    size_t n, cap;
+};
+int pgs__pinned_collect(struct pgs__session *s, struct pgs__pinned_set *set, struct pgs_error *err);
+int pgs__pinned(void *set, pgs_gen_t gen); /* 1, 0, -PGS_E… */
+void pgs__pinned_free(struct pgs__pinned_set *set);
+pgs_gen_t pgs__min_meta_pin(struct pgs__session *s); /* UINT64_MAX: nobody reads meta data */
+/* Take back what dead processes left: slots, pins, chunks. Returns how many slots. Rate-limited unless `force`. */
+int pgs__sweep(struct pgs__session *s, bool force);
+/* Finish or repair what a dead owner of the commit lock left (called by pgs__commit_lock). */
+int pgs__recover_locked(struct pgs__session *s, struct pgs_error *err);
+
+/* --- leases, waiting ------------------------------------------------------------------------------------------------------------ */
+int pgs__lease_set(struct pgs__session *s, pgs_gen_t gen, uint64_t ns, struct pgs_error *err);
+/* Sleep until head's version > after, or timeout. Counts as a waiter. */
+int pgs__wait_version(struct pgs__session *s, uint64_t after, const struct pgs__wait *w, uint64_t *version,
+                      struct pgs_error *err);
+
+/* Who pins what (readers()): fn per slot with pins; RO readers are found by asking each chain generation. */
+struct pgs__slot_info {
+    uint32_t slot;
+    bool self;
+    uint64_t pid, start_ns;
+    const char *command;
+    const uint64_t *gens; /* distinct, sorted */
+    size_t n_gens;
+};
+int pgs__slots_walk(struct pgs__session *s, int (*fn)(void *ctx, const struct pgs__slot_info *i), void *ctx,
+                    struct pgs_error *err);
+int pgs__read_locked(struct pgs__session *s, pgs_gen_t gen); /* 1: a reader without write permission holds it */
+
+#endif
