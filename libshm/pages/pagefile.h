@@ -19,39 +19,50 @@
 #include "libshm/platform/error.h"
 #include "libshm/platform/file.h"
 
-#define PGS__VERIFIED_BITS 15 /* 32,768 entries of 8 bytes */
+#define PGS__VERIFIED_BITS 15      /* 32,768 entries of 8 bytes */
+#define PGS__MAX_PAGES (1ull << 32) /* 16 TiB: what the owner table can name */
+#define PGS__PAGES_NAME "pages"    /* of the page file in the store's directory */
+
+struct pgs__segments; /* window.c */
 
 struct pgs__pagefile {
-    int fd;
-    int dir_fd;    /* of the store's directory; -1 for anonymous stores */
+    _Atomic int fd; /* changes only when pgs__pagefile_check_fd had to reopen the file */
+    int dir_fd;     /* of the store's directory; -1 for anonymous stores */
     bool writable; /* fd is O_RDWR */
     bool anonymous;
     enum pgs__fs_kind fs;
     uint64_t dev, ino;
     uint8_t uuid[16];
     char *path;            /* of the directory, absolute; NULL for anonymous stores */
-    const uint8_t *window; /* address of page 0 when the window is whole; NULL when segmented */
-    uint64_t window_pages;
-    struct pgs__segments *segments; /* the fallback; pagefile.c */
-    _Atomic uint64_t n_pages;       /* file size in pages as last seen; grows only */
-    _Atomic uint64_t *verified;     /* pgs__page_verified_*: mix(page, birth, xxh), direct-mapped, relaxed */
+    const uint8_t *window; /* address of page 0; NULL when the whole file is reached through segments */
+    uint64_t window_pages; /* 0 without a window */
+    _Atomic(struct pgs__segments *) segments; /* for pages beyond the window; made at first need; window.c */
+    _Atomic uint64_t n_pages;                 /* file size in whole pages as last seen; grows only */
+    _Atomic uint64_t *verified; /* pgs__page_verified: mix(page, birth, xxh), direct-mapped, relaxed; window.c */
+    uint32_t super_bad;         /* bit i: copy i was damaged at the last pgs__super_read that used the other one */
 };
 
-/* Wrap an open descriptor (takes ownership on success). Maps the window. path may be NULL (anonymous). */
+/* Wrap an open descriptor: takes ownership of fd and dir_fd (-1: none) on success. Maps the window. path may be NULL
+ * (anonymous) and is copied. uuid is left zero: the caller fills it from the superblock. */
 int pgs__pagefile_init(struct pgs__pagefile *pf, int fd, int dir_fd, const char *path, bool writable,
                        struct pgs_error *err);
 void pgs__pagefile_fini(struct pgs__pagefile *pf);
 
-/* Slow path of pgs__page: segmented window, or the file has grown. NULL: beyond the end. */
+/* Slow path of pgs__page: segmented window, or the file has grown. NULL: beyond the end, or no memory for a segment. */
 const void *pgs__page_slow(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages);
+/* Why pgs__pages_at gave NULL, as an error about `what`: -PGS_ENOMEM (a segment could not be mapped), -PGS_E2BIG (the run spans
+ * two segments: compose a mapping of it) or -PGS_ECORRUPT (beyond the end of the file). Never 0. */
+int pgs__pages_explain(struct pgs__pagefile *pf, struct pgs_pgno page, uint64_t n_pages, const char *what,
+                       struct pgs_error *err);
 
 /* Address of n_pages consecutive pages, readable until pgs__pagefile_fini, their bytes stable as long as their generation is pinned.
- * NULL: they reach beyond the end of the file, or (segmented windows) across two segments. */
+ * NULL: they reach beyond the end of the file, or (segmented windows) across two segments; runs of up to one chunk never do,
+ * because segments overlap by a chunk. */
 static inline const void *pgs__pages_at(struct pgs__pagefile *pf, struct pgs_pgno page, uint64_t n_pages)
 {
     uint64_t size =
         atomic_load_explicit(&pf->n_pages, memory_order_relaxed); /* grows only: a stale value is only slow */
-    if (PGS_LIKELY(pf->window && n_pages <= size && page.n <= size - n_pages))
+    if (PGS_LIKELY(n_pages <= size && page.n <= size - n_pages && page.n + n_pages <= pf->window_pages))
         return pf->window + (page.n << PGS_PAGE_SHIFT);
     return pgs__page_slow(pf, page.n, n_pages);
 }
@@ -60,10 +71,12 @@ static inline const void *pgs__page(struct pgs__pagefile *pf, struct pgs_pgno pa
     return pgs__pages_at(pf, page, 1);
 }
 
-/* The bytes of `ptr` (n_pages long), verified against ptr->xxh once per process. `what` names it in errors ("node", "record").
- * -PGS_ECORRUPT: out of bounds or wrong hash; the caller must validate its pin again before it believes that. */
+/* The bytes of `ptr` (n_pages long), verified against ptr->xxh once per process. `what` names it in errors ("node", "record"). `validate` (may be
+ * NULL) checks the structure, once, after the hash matched and before the pointer is remembered as verified; nonzero means damaged.
+ * One kind of bytes must always be read with the same `validate`: the table does not know which one ran.
+ * -PGS_ECORRUPT: out of bounds, wrong hash or wrong structure; the caller must validate its pin again before it believes that. */
 int pgs__page_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint64_t n_pages, const char *what,
-                       const void **bytes, struct pgs_error *err);
+                       int (*validate)(const void *bytes), const void **bytes, struct pgs_error *err);
 /* After this process itself wrote and hashed the page. */
 void pgs__page_mark_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr);
 
@@ -73,22 +86,28 @@ int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void 
 /* Read by pread, around the mapping (recovery after a failed fsync uses O_DIRECT: `direct`). */
 int pgs__pages_read(struct pgs__pagefile *pf, struct pgs_pgno page, void *buf, uint64_t n_pages, bool direct,
                     struct pgs_error *err);
-/* Make the file at least n_pages long (rounded up to whole chunks, growing geometrically by ftruncate; sparse). */
+/* Make the file at least n_pages long (rounded up to whole chunks, growing geometrically; sparse but for its last page). Never
+ * shrinks it, whoever else grows at the same time. -PGS_EFULL: no space, or a limit on file sizes. */
 int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_error *err);
-/* Give whole chunks back to the file system. Best effort: errors are ignored. */
+/* Give whole chunks back to the file system. Best effort: errors are ignored. It is an error to name chunks 0 and 1: the
+ * superblocks live there. */
 void pgs__pagefile_punch(struct pgs__pagefile *pf, uint64_t first_chunk, uint64_t n_chunks);
 /* fdatasync; -PGS_EIO on failure: the caller poisons the store. */
 int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err);
-/* I4: check that fd still is our file; reopen if not. Call at the start of each commit. */
+/* I4: check that fd still is our file; reopen by name if not. Call at the start of each commit. -PGS_EIO: anonymous stores and
+ * unlinked files cannot be reopened. */
 int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err);
+/* Look at the file's size again; never believes a descriptor that names another file. */
+void pgs__pagefile_refresh(struct pgs__pagefile *pf);
 /* st_blocks in bytes. */
 uint64_t pgs__pagefile_resident(struct pgs__pagefile *pf);
 
 /* --- superblocks ------------------------------------------------------------------------------------------------ */
-/* Write the superblock of slot (seq & 1). Fills magic, version, layout, xxh. No barrier. */
+/* Write the superblock of slot (seq & 1). Fills magic, version, byte order, page size, layout and xxh. No barrier. */
 int pgs__super_write(struct pgs__pagefile *pf, struct pgs__super *super, struct pgs_error *err);
-/* Read both with retries while torn, validate, return the newest valid one. -PGS_ENOTSTORE: neither has the magic; -PGS_EFORMAT: a newer
- * format, another endianness or page size (named in the text); -PGS_ECORRUPT: has the magic, but no valid copy. */
+/* Read both with retries while torn, validate, return the newest valid one (pf->super_bad notes a damaged other one).
+ * -PGS_ENOTSTORE: neither has the magic; -PGS_EFORMAT: a newer format, another endianness or page size (named in the text);
+ * -PGS_ECORRUPT: has the magic, but no valid copy. `direct`: around the page cache. */
 int pgs__super_read(struct pgs__pagefile *pf, struct pgs__super *out, bool direct, struct pgs_error *err);
 /* Signature of all shared layouts: sizes and offsets, hashed. */
 uint64_t pgs__control_layout(void);
