@@ -27,6 +27,7 @@
 #define PGS__N_LEASES 1024u
 #define PGS__SLOTS_OFFSET (64u << 10)
 #define PGS__N_SLOTS 1024u
+#define PGS__SLOTS_RESERVED 16u /* fallocated at creation; a claimer of a later one reserves it first */
 #define PGS__PINS_INLINE 12u
 #define PGS__PINS_OVERFLOW_OFFSET (1ull << 20)
 #define PGS__PINS_OVERFLOW 4096u /* per slot, 8 bytes each */

@@ -19,16 +19,16 @@
 #include "libshm/platform/error.h"
 #include "libshm/platform/file.h"
 
-#define PGS__VERIFIED_BITS 15      /* 32,768 entries of 8 bytes */
+#define PGS__VERIFIED_BITS 15       /* 32,768 entries of 8 bytes */
 #define PGS__MAX_PAGES (1ull << 32) /* 16 TiB: what the owner table can name */
-#define PGS__PAGES_NAME "pages"    /* of the page file in the store's directory */
+#define PGS__PAGES_NAME "pages"     /* of the page file in the store's directory */
 
 struct pgs__segments; /* window.c */
 
 struct pgs__pagefile {
     _Atomic int fd; /* changes only when pgs__pagefile_check_fd had to reopen the file */
     int dir_fd;     /* of the store's directory; -1 for anonymous stores */
-    bool writable; /* fd is O_RDWR */
+    bool writable;  /* fd is O_RDWR */
     bool anonymous;
     enum pgs__fs_kind fs;
     uint64_t dev, ino;

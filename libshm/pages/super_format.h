@@ -2,8 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * Two of them, at pages 0 and 512 of the page file, written in turn (slot = durable_seq & 1). They are for recovery only: the
- * live root is a word in the control file. Each is one page; xxh covers the page with the field itself as zero, so that a tear
- * anywhere shows. Readers of a busy store may see a torn one: retry, never report damage at once.
+ * live root is a word in the control file. Each is one page; xxh covers the 4,088 bytes before it, so that a tear anywhere shows. Readers of a busy store may see a torn one: retry, never report damage at once.
  */
 #ifndef PGS_PAGES_SUPER_FORMAT_H
 #define PGS_PAGES_SUPER_FORMAT_H
