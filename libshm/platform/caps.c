@@ -200,8 +200,7 @@ static int probe(enum pgs__cap cap)
     case PGS__CAP_N:
         break;
     }
-    PGS_BUG_ON("no such capability");
-    return ENOSYS;
+    pgs__bug(__FILE__, __LINE__, "no such capability");
 }
 
 static int result_of(enum pgs__cap cap)

@@ -116,7 +116,7 @@ static void read_env(void)
             pgs__inject_fail((enum pgs__fail_kind)i, nth, pgs__errno_of(value), n == 4);
             return;
         }
-    PGS_BUG_ON("PAGESTONE_FAIL names no kind");
+    pgs__bug(__FILE__, __LINE__, "PAGESTONE_FAIL names no kind");
 }
 
 int pgs__inject_check(enum pgs__fail_kind kind)
