@@ -82,7 +82,9 @@ void pgs__pagefile_fini(struct pgs__pagefile *pf)
 {
     struct stat st;
     pgs__window_fini(pf);
-    if (is_ours(pf, pf->fd, &st)) pgs__file_ops->close(pf->fd);
+    int rc = pgs__file_ops->fstat(pf->fd, &st);
+    bool foreign = rc == 0 && ((uint64_t)st.st_dev != pf->dev || (uint64_t)st.st_ino != pf->ino);
+    if (rc != -EBADF && !foreign) pgs__file_ops->close(pf->fd);
     if (pf->dir_fd >= 0 && pgs__file_ops->fstat(pf->dir_fd, &st) == 0 && S_ISDIR(st.st_mode))
         pgs__file_ops->close(pf->dir_fd);
     pgs__free(pf->path);
@@ -121,8 +123,9 @@ static int reopen(struct pgs__pagefile *pf, int flags)
 int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err)
 {
     struct stat st;
-    int old = pf->fd;
-    if (is_ours(pf, old, &st)) {
+    int old = pf->fd, rc = pgs__file_ops->fstat(old, &st);
+    if (rc < 0 && rc != -EBADF) return pgs__fail_os(err, -rc, "cannot look at the page file");
+    if (rc == 0 && (uint64_t)st.st_dev == pf->dev && (uint64_t)st.st_ino == pf->ino) {
         see_size(pf, &st);
         return 0;
     }
@@ -132,9 +135,7 @@ int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err)
         return pgs__fail(err, PGS_EIO,
                          "the store's descriptor was closed by the program, and %s/%s is not the same file any more",
                          pf->path ? pf->path : "…", PGS__PAGES_NAME);
-    if (!atomic_compare_exchange_strong(&pf->fd, &old, fd)) {
-        pgs__file_ops->close(fd); /* another thread was first */
-    }
+    if (!atomic_compare_exchange_strong(&pf->fd, &old, fd)) pgs__file_ops->close(fd); /* another thread was first */
     if (is_ours(pf, pf->fd, &st)) see_size(pf, &st);
     return 0;
 }
@@ -148,13 +149,23 @@ void pgs__pagefile_refresh(struct pgs__pagefile *pf)
         (void)pgs__pagefile_check_fd(pf, NULL); /* sees the size, too; without success the old size stays */
 }
 
+bool pgs__pagefile_holds(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages)
+{
+    for (int i = 0; i < 2; i++) {
+        /* relaxed: it only grows, and a stale value only costs another look */
+        uint64_t size = atomic_load_explicit(&pf->n_pages, memory_order_relaxed);
+        if (n_pages <= size && page <= size - n_pages) return true;
+        if (i == 0) pgs__pagefile_refresh(pf);
+    }
+    return false;
+}
+
 /* --- writing and reading ---------------------------------------------------------------------------------------- */
 
 int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void *buf, uint64_t n_pages,
                      struct pgs_error *err)
 {
-    uint64_t size = atomic_load_explicit(&pf->n_pages, memory_order_relaxed); /* grows only */
-    PGS_BUG_ON(n_pages > size || page.n > size - n_pages); /* would grow the file by an odd amount, or worse */
+    PGS_BUG_ON(!pgs__pagefile_holds(pf, page.n, n_pages)); /* would grow the file by an odd amount, or worse */
     int rc = pgs__pwrite_full(pf->fd, buf, (size_t)n_pages << PGS_PAGE_SHIFT, page.n << PGS_PAGE_SHIFT);
     if (rc < 0)
         return pgs__fail_os(err, -rc, "cannot write %llu pages at page %llu", (unsigned long long)n_pages,
@@ -253,7 +264,7 @@ int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_er
     uint64_t size = atomic_load(&pf->n_pages);
     if (n_pages > PGS__MAX_PAGES)
         return pgs__fail(err, PGS_EFULL, "a page file cannot grow beyond %llu pages", PGS__MAX_PAGES);
-    uint64_t need = chunks_up(pgs__max_u64(n_pages, 1));
+    uint64_t need = chunks_up(pgs__max_u64(n_pages, PGS__SUPER_PAGE_1 + 1));
     if (need <= size) return 0;
     uint64_t ample = chunks_up(size + pgs__max_u64(size / 4, GROW_MIN_CHUNKS * PGS_CHUNK_PAGES));
     ample = pgs__min_u64(pgs__max_u64(need, ample), PGS__MAX_PAGES);

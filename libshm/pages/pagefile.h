@@ -87,7 +87,7 @@ int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void 
 int pgs__pages_read(struct pgs__pagefile *pf, struct pgs_pgno page, void *buf, uint64_t n_pages, bool direct,
                     struct pgs_error *err);
 /* Make the file at least n_pages long (rounded up to whole chunks, growing geometrically; sparse but for its last page). Never
- * shrinks it, whoever else grows at the same time. -PGS_EFULL: no space, or a limit on file sizes. */
+ * shrinks it, whoever else grows at the same time. Both superblocks always fit. -PGS_EFULL: no space, or a limit on file sizes. */
 int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_error *err);
 /* Give whole chunks back to the file system. Best effort: errors are ignored. It is an error to name chunks 0 and 1: the
  * superblocks live there. */
@@ -99,6 +99,8 @@ int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err);
 int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err);
 /* Look at the file's size again; never believes a descriptor that names another file. */
 void pgs__pagefile_refresh(struct pgs__pagefile *pf);
+/* Are these pages inside the file? Looks again before it says no. */
+bool pgs__pagefile_holds(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages);
 /* st_blocks in bytes. */
 uint64_t pgs__pagefile_resident(struct pgs__pagefile *pf);
 

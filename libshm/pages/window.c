@@ -180,20 +180,10 @@ void pgs__window_fini(struct pgs__pagefile *pf)
 
 /* --- addresses -------------------------------------------------------------------------------------------------- */
 
-static bool inside(const struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages)
-{
-    /* relaxed: it only grows, and a stale value only costs another fstat */
-    uint64_t size = atomic_load_explicit(&pf->n_pages, memory_order_relaxed);
-    return n_pages <= size && page <= size - n_pages;
-}
-
 /* 0, -PGS_ECORRUPT (beyond the end), -PGS_E2BIG (spans two segments), -PGS_ENOMEM or -PGS_EIO (no segment). */
 static int locate(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages, const void **out)
 {
-    if (!inside(pf, page, n_pages)) {
-        pgs__pagefile_refresh(pf);
-        if (!inside(pf, page, n_pages)) return -PGS_ECORRUPT;
-    }
+    if (!pgs__pagefile_holds(pf, page, n_pages)) return -PGS_ECORRUPT;
     if (page + n_pages > pf->window_pages) return segment_at(pf, page, n_pages, out);
     *out = pf->window + (page << PGS_PAGE_SHIFT);
     return 0;
