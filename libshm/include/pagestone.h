@@ -153,6 +153,8 @@ struct pgs_object {
     uint64_t n_stored;       /* bytes of pages that it occupies (holes excluded) */
     struct pgs_type type;    /* arrays; dtype points into the snapshot's memory */
     const void *inline_data; /* small objects: the bytes, readable while the snapshot or txn is; NULL: use pgs_view_… */
+    const void *record;      /* the library's own: where pgs_view_open finds the content */
+    size_t record_len;
 };
 /* Is this a well-formed key? 0 or -PGS_ENAME. A key with a leading NUL is hidden: C callers may use it, listings leave it out. */
 PGS_PUBLIC int pgs_key_check(const void *key, size_t len, struct pgs_error *err);
