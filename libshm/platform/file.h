@@ -3,8 +3,8 @@
  *
  * Every file operation of the library goes through the table that pgs__file_ops points to: in production the
  * real calls, in tests a recorder, an injector or a replayer stacked on top of them. Nothing else in libshm calls open, pread,
- * pwrite, ftruncate, fallocate, fsync, mmap of a file, rename, unlink or mkdir directly. (Anonymous mmap, munmap and madvise of
- * our own memory are called directly, through pgs__map_anon in platform/vm.h, which counts them.)
+ * pwrite, ftruncate, fallocate, fsync, mmap of a file, rename, unlink or mkdir directly. (Anonymous memory, and munmap and madvise of
+ * our own mappings, go through platform/vm.h or are called directly; platform itself reads /proc directly.)
  *
  * Conventions: functions return ≥ 0 or -errno (never set errno, never return short on success of a *_full call), handle EINTR,
  * are thread-safe, and always open with O_CLOEXEC.
@@ -54,7 +54,8 @@ extern const struct pgs__file_ops *pgs__file_ops;
 int pgs__pread_full(int fd, void *buf, size_t n, uint64_t off);
 int pgs__pwrite_full(int fd, const void *buf, size_t n, uint64_t off);
 
-/* Kind of file system under fd. */
+/* Kind of file system under fd. FUSE counts as network: nothing tells sshfs from a local one. Unknown ones are PGS__FS_DISK, named "fs 0x…".
+ * -ENOTSUP, with the name filled: hugetlbfs, which has no pwrite. */
 enum pgs__fs_kind {
     PGS__FS_TMPFS,
     PGS__FS_DISK_MAPWRITE /* ext4, xfs: stores after fallocate are safe */,

@@ -52,7 +52,9 @@ int pgs__ofd_busy(int fd, uint64_t off);
 
 /* A lock that a mapping holds (DESIGN §4, Slots): reopens `path_or_fd`, locks the byte exclusively, maps one page of that description and
  * closes the descriptor. The lock lives as long as the mapping; exec and death release it, closerange cannot reach it. With `dont_fork`
- * the mapping gets MADV_DONTFORK (fork and raw clone do not inherit the lock); without it a child keeps it too. */
+ * the mapping gets MADV_DONTFORK (fork and raw clone do not inherit the lock); without it a child keeps it too. Between open and close the
+ * descriptor itself can be inherited: call with the pin table's lock held, which the fork hooks take. No malloc, no stdio: safe in a fork hook.
+ * Through fd: -ENOTSUP without PGS__CAP_PROC_FD. The file must be writable for the caller. */
 struct pgs__held_lock {
     void *map; /* NULL: not held */
 };

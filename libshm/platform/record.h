@@ -71,7 +71,8 @@ struct pgs__log {
     void *bytes;   /* backs path, path2, data */
     size_t n_bytes;
 };
-/* Load the log of the last recording of this process, or of another from log_path. A torn last record (its writer was killed) is left out. 0 or -errno. */
+/* Load the log of the last recording of this process, or of another from log_path.
+ * A torn last record (its writer was killed) is left out. 0 or -errno. */
 int pgs__log_load(const char *log_path, struct pgs__log *out);
 void pgs__log_free(struct pgs__log *log);
 /* One line for people. */
