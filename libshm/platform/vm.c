@@ -172,7 +172,7 @@ static int joiner_add(struct joiner *j, uint64_t first, uint64_t n)
 /* Nonzero of emit ends the query; distinguished from our own -errno by *stopped. */
 static int dirty_by_scan(int fd, uint64_t base, uint64_t end, struct joiner *j, bool *stopped)
 {
-    struct pgs__page_region vec[PGS__SCAN_VEC];
+    struct pgs__page_region vec[PGS__SCAN_VEC] = {0}; /* valgrind does not know that the ioctl fills it */
     for (uint64_t at = base; at < end;) {
         int n = pgs__pagemap_scan(fd, at, end, vec, PGS__SCAN_VEC);
         if (n < 0) return n;
