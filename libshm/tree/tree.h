@@ -86,6 +86,11 @@ int pgs__edit_finish(struct pgs__edit *e, pgs_gen_t birth, const struct pgs_pgno
 /* Committed nodes that the edit replaced or dropped: they die with this commit. Valid until pgs__edit_free. */
 const struct pgs_ptr *pgs__edit_dead(const struct pgs__edit *e, size_t *n);
 
+#ifdef PGS_TESTING
+/* Nodes that this process has loaded so far: what tests count work in. */
+uint64_t pgs__tree_n_visits(void);
+#endif
+
 /* Human-readable dump of one node to a caller's buffer (debugging, tests). */
 void pgs__node_dump(const void *node, char *buf, size_t len);
 
