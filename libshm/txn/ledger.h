@@ -13,6 +13,10 @@
  *       reader of meta data holds a generation < g.
  *   I4  births are lower bounds of the real first generation, and holder < birth never: an entry (bucket B, birth b) has b ≤ B.
  *   I5  expire (no new pins) and drop (deadlist merge) are two commits at least; drop asks `pinned` under the commit lock.
+ *   I6  A birth belongs to its pages: whoever splits or moves a run in a map keeps its birth, and runs of different births are never joined. (share finds a dead run by its birth.)
+ *   I7  All free runs of one chunk have one letter, the kind of its first tenant; a chunk that is free as a whole is in 'W' and nowhere else.
+ *
+ * After an error other than -PGS_ENOENT, -PGS_EEXIST, -PGS_EEXPIRED and -PGS_EINVAL the ledger may be half changed: close it, nothing of it was published.
  */
 #ifndef PGS_TXN_LEDGER_H
 #define PGS_TXN_LEDGER_H
@@ -26,6 +30,15 @@ struct pgs__ledger {
     uint64_t now_ns;       /* commit time, monotone */
     bool new_version;
     uint64_t n_touched; /* meta entries visited (tests count work) */
+
+    /* ledger*.c only */
+    pgs_gen_t *expired_now; /* expired by this commit, so not to be dropped by it (I5) */
+    size_t n_expired_now, cap_expired_now;
+    uint64_t x_pages;           /* killed so far and needed by nobody but the superseded head, where that is expired */
+    pgs_gen_t x_floor;          /* newest chain entry before it that is not expired */
+    bool old_record_done;       /* prepare: the record of `head` is in limbo */
+    size_t n_dead_done;         /* prepare: of pgs__meta_dead, in limbo */
+    uint64_t n_nodes, n_record; /* as the last prepare said */
 };
 
 /* --- reading (meta pin or commit lock) ------------------------------------------------------------------------------ */
@@ -57,13 +70,16 @@ int pgs__ledger_bytes_held(struct pgs__ledger *l, pgs_gen_t lo, pgs_gen_t hi, ui
 
 /* --- one commit (commit lock held) -------------------------------------------------------------------------------- */
 /* Start generation head.gen + 1. The superseded head enters the chain (expired at once when !new_version: its version moves to the new generation, 'v' follows).
- * now_ns: the wall clock; commit time becomes max(head.time + 1, min(now, head.time + 1 day lead cap …)); see ledger.c. `version`: the number to make (new_version). */
+ * now_ns: the wall clock, whose lead the caller has limited (HAZARDS 14); commit time becomes now_ns, or head.time + 1,000 ns where the clock did not get past that. `version`: the number
+ * to make (new_version; larger than the head's).
+ * From an empty ledger (head.gen 0): creation. The file is two chunks then, free but for the superblocks; new_version must be set. */
 int pgs__ledger_begin(struct pgs__ledger *l, bool new_version, uint64_t version, uint64_t now_ns,
                       struct pgs_error *err);
 
 /* The head no longer refers to this run once. Shared parts lose a reference; the rest goes to the deadlist of the superseded generation. */
 int pgs__ledger_kill(struct pgs__ledger *l, struct pgs_run run, pgs_gen_t birth, bool is_node, struct pgs_error *err);
-/* The head refers to this data run once more (copy, assigned Array, revert): parts found in deadlists (buckets ≥ src_gen) revive, parts that the head already holds gain a reference. */
+/* The head refers to this data run once more (copy, assigned Array, revert): parts found in deadlists (buckets ≥ src_gen) revive, parts that the head already holds gain a reference.
+ * src_gen: a needed generation (or the superseded head's) that refers to the run; the head's own number where head refers to it: then nothing old is searched. -PGS_EBUG: the run is in limbo, so the source was not needed. */
 int pgs__ledger_share(struct pgs__ledger *l, struct pgs_run run, pgs_gen_t birth, pgs_gen_t src_gen,
                       struct pgs_error *err);
 
@@ -92,11 +108,29 @@ int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t g
 int pgs__ledger_reclaim(struct pgs__ledger *l, pgs_gen_t durable, pgs_gen_t min_meta_pin, uint64_t budget,
                         void (*freed)(void *ctx, struct pgs_run run), void *ctx, struct pgs_error *err);
 
-/* Does the record still fit (fold not needed)? Then meta.n_dirty is 0. The caller: fold if need, allocate n_dirty + record pages (pgs__ledger_take: more messages), write. */
+/* How many pages finish will write: *n_nodes of the meta tree (0 while the messages fit into one record page) and 1 to 4 consecutive ones of the record. The old record and replaced nodes go to
+ * limbo here. The caller then takes the pages (pgs__ledger_take: more messages; room for some 60 runs is planned). It may call prepare again after that: the numbers never fall, and where they rose it takes the difference. Call it last,
+ * after kill, share, drop, expire, reclaim, log; only take and give may follow. */
 int pgs__ledger_prepare(struct pgs__ledger *l, uint64_t *n_nodes, uint64_t *n_record_pages, struct pgs_error *err);
-/* Fill the images; hdr.catalog, n_objects and next_id must be set before. `old_record` goes to limbo in prepare. *root: the new root, all fields. */
+/* Fill the images: n_nodes pages at node_buf, n_record at record_buf; meta.hdr.catalog, n_objects and next_id must be set before. *root: the new root, all fields.
+ * -PGS_EBUG: the messages outgrew the record since prepare (only after very many takes). */
 int pgs__ledger_finish(struct pgs__ledger *l, const struct pgs_pgno *node_pages, void *node_buf,
                        struct pgs_pgno record_page, void *record_buf, struct pgs__root *root, struct pgs_error *err);
+
+/* --- the ledger's own verifier --------------------------------------------------------------------------------------- */
+enum pgs__page_state {
+    PGS__PAGE_FREE = 1,
+    PGS__PAGE_DEAD,
+    PGS__PAGE_LIMBO,
+    PGS__PAGE_RESERVE,
+    PGS__PAGE_SUPER,
+    PGS__PAGE_SHARED
+};
+/* Walk all key spaces: runs inside hw and disjoint, counters, 'v', 'x', 't' and 'c' agree, buckets hang at entries of the chain and hold something, chunk borders and letters (I7), shared runs are
+ * not free. -PGS_ECORRUPT with what is wrong. `fn` (may be NULL) sees every run that is not live nor meta, ascending; its nonzero return ends the walk and is returned.
+ * `shared` (may be NULL) sees the runs with a reference count. */
+int pgs__ledger_check(struct pgs__ledger *l, int (*fn)(void *ctx, struct pgs_run run, enum pgs__page_state state),
+                      int (*shared)(void *ctx, struct pgs_run run, uint64_t count), void *ctx, struct pgs_error *err);
 
 /* --- free space: finding it (no change) ---------------------------------------------------------------------------- */
 struct pgs__free_query {
@@ -110,7 +144,7 @@ struct pgs__free_query {
 /* n_chunks consecutive whole free chunks, each claimed. Lowest address first; beyond hw when there is none. -PGS_EFULL. */
 int pgs__space_find_chunks(struct pgs__ledger *l, const struct pgs__free_query *q, uint64_t n_chunks, uint64_t *first,
                            struct pgs_error *err);
-/* A partly free chunk of that kind ('N' or 'D') with at least min_pages in one run, claimed. -PGS_ENOENT: none (take a whole chunk instead). Looks at no more than 256 entries, beginning at `*hint`. */
+/* A partly free chunk of that kind ('N' or 'D') with at least min_pages in one run, claimed. -PGS_ENOENT: none (take a whole chunk instead). Looks at no more than 256 entries, beginning at `*hint` (a page number; 0 at first), which moves on. */
 int pgs__space_find_partial(struct pgs__ledger *l, const struct pgs__free_query *q, char kind, uint64_t min_pages,
                             uint64_t *hint, uint64_t *chunk, struct pgs_error *err);
 /* All free runs inside one chunk, of both kinds and 'W' or beyond hw (then the whole chunk). */

@@ -6,7 +6,9 @@
  * meta tree itself describes: pgs__meta_fold makes the number of pages known, taking them adds messages *after* the fold.
  *
  *   I1  A reader holds a meta pin (session) from before it reads the head cell until it is done.
- *   I2  Messages are sorted, each key once; a deletion of a key that the tree does not hold is dropped when that is known for free, else kept.
+ *   I2  Messages are sorted, each key once; a deletion of a key that the tree does not hold is dropped when that is known for free (the message is marked
+ *       fresh), else kept.
+ *   I3  What is put may not point into the map itself (a value from pgs__meta_get): a fold may come first.
  */
 #ifndef PGS_TXN_META_H
 #define PGS_TXN_META_H
@@ -16,8 +18,10 @@
 
 struct pgs__msg { /* key and value bytes live in the record page (readers) or in `arena` (writers) */
     const uint8_t *key, *val;
-    uint16_t key_len, val_len; /* val_len 0xffff: deleted */
+    uint16_t key_len, val_len; /* val_len PGS__MSG_DELETED: deleted */
+    bool fresh;                /* the tree holds no such key */
 };
+struct pgs__arena;
 struct pgs__meta {
     struct pgs__pagefile *pf;
     struct pgs__record hdr; /* copy */
@@ -38,6 +42,10 @@ void pgs__meta_close(struct pgs__meta *m);                                /* acc
 int pgs__meta_get(const struct pgs__meta *m, const void *key, size_t len, struct pgs_span *val, struct pgs_error *err);
 int pgs__meta_put(struct pgs__meta *m, const void *key, size_t len, const void *val, size_t val_len,
                   struct pgs_error *err);
+/* The same for a key that the caller has just looked for and that the map does not hold: deleting it later may then cost nothing. */
+int pgs__meta_add(struct pgs__meta *m, const void *key, size_t len, const void *val, size_t val_len,
+                  struct pgs_error *err);
+/* Deleting what is not there is no error. */
 int pgs__meta_del(struct pgs__meta *m, const void *key, size_t len, struct pgs_error *err);
 
 struct pgs__meta_cursor {

@@ -5,11 +5,13 @@
  * into it yet (sorted by key, each key once). Whoever reads the meta data of a generation looks into the messages first, then into the tree. So a small commit writes its catalog nodes and one
  * record page, and the meta tree is rewritten only every so many commits ("fold").
  *
- *   message: u16 key_len, u16 val_len (0xffff: the key is deleted), key, value; no padding.
+ *   message: u16 key_len, u16 val_len (0xffff: the key is deleted), key, value; no padding. Bit 15 of key_len: the tree below holds no such key, so a later
+ *   deletion just removes the message.
  *
  * Keys of the meta tree: one letter, then big-endian u64s ("g" = generation, "p" = page).
  *
  *   'c' g                      -> struct pgs__chain         every generation that is needed: kept, tagged, zombie. The head is not in it
+ *   'x' g                      -> u64 n_pages               chain entry g is expired: no new pins, a zombie while somebody still pins it; dead pages that it alone held then
  *   'v' version                -> u64 gen                   newest generation of each version that is listed (head's too)
  *   't' name                   -> u64 version               tags
  *   'b' holder g, bucket g     -> nothing                   bucket `bucket` hangs at chain entry `holder` (its own bucket is implied)
@@ -56,10 +58,13 @@ struct pgs__record {
     uint32_t durability;   /* enum pgs_durability */
     uint32_t history_kind; /* enum pgs_history_kind */
     uint64_t history_value;
-    uint64_t expire_hint; /* no kept, untagged chain entry has a smaller generation */
-    uint64_t n_chain;     /* entries under 'c' */
-    uint64_t n_expired;   /* of them: expired, waiting to be dropped */
-    uint8_t reserved[256 - 232];
+    uint64_t expire_hint;   /* no listed, untagged version (but the head's) is smaller */
+    uint64_t n_chain;       /* entries under 'c' */
+    uint64_t n_expired;     /* of them: expired, waiting to be dropped: entries under 'x' */
+    uint64_t drop_hint;     /* generation at which dropping goes on */
+    uint64_t pages_expired; /* of pages_dead: kept by expired entries only; the sum of 'x' */
+    uint32_t n_tagged;      /* chain entries with tags */
+    uint32_t head_tags;     /* tags of the head's version; they move to its chain entry with the next version */
 };
 PGS_STATIC(sizeof(struct pgs__record) == 256, "on disk");
 
@@ -70,10 +75,13 @@ struct pgs__chain { /* value of 'c' */
     struct pgs_ptr catalog;
     uint64_t n_objects;
     uint32_t n_tags; /* > 0: history= does not expire it */
-    uint32_t flags;  /* PGS__CHAIN_EXPIRED: no new pins; a zombie while somebody still pins it */
+    uint32_t flags;  /* zero on disk. In memory PGS__CHAIN_EXPIRED: there is an 'x' entry. No new pins; a zombie while somebody still pins it */
 };
 PGS_STATIC(sizeof(struct pgs__chain) == 64, "on disk");
 #define PGS__CHAIN_EXPIRED 1u
 #define PGS__NODE_BIT (1ull << 63)
+#define PGS__MSG_FRESH 0x8000u   /* in key_len */
+#define PGS__MSG_DELETED 0xffffu /* as val_len */
+#define PGS__RECORD_ROOM(n_pages) ((size_t)(n_pages)*PGS_PAGE_SIZE - sizeof(struct pgs__record))
 
 #endif

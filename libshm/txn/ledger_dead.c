@@ -1,0 +1,163 @@
+/* Pagestone | txn/ledger_dead — runs that the head lost: deadlists, limbo, and back to free.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * A run that dies in generation g + 1 goes to bucket g, under its birth: ('d', g, birth, page). Whoever holds the bucket is the newest needed generation before the
+ * death, so the run is needed for certain as long as birth ≤ holder, and by nobody else newer. From the deadlists runs go to limbo (ledger_expire.c), from limbo to free space,
+ * here, when no power loss and no reader of meta data can lead back to a generation that counts them as used.
+ */
+#include "libshm/platform/inject.h"
+#include "libshm/txn/ledger_impl.h"
+
+static int overlap_bug(const char *where, uint64_t page, uint64_t n, struct pgs_error *err)
+{
+    return pgs__fail(err, PGS_EBUG, "pages %llu + %llu are in %s already", (unsigned long long)page,
+                     (unsigned long long)n, where);
+}
+
+/* Put [page, page + n) under prefix (key: letter, ints…, page), joined with its neighbours of the same prefix and kind. */
+static int run_insert(struct pgs__ledger *l, const uint8_t *prefix, size_t prefix_len, struct pgs__entry e,
+                      const char *where, struct pgs_error *err)
+{
+    struct pgs__meta_cursor c;
+    uint8_t key[KEY_MAX];
+    size_t len = prefix_len + 8;
+    memcpy(key, prefix, prefix_len);
+    pgs__put_be64(key + prefix_len, e.page + e.n);
+    bool extends = false;
+    uint64_t end = e.page + e.n;
+    int rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, len, err);
+    for (int i = 0; i < 2 && rc == 0; i++) { /* the run behind, the run before */
+        struct pgs__entry o;
+        if (c.key.len != len || memcmp(c.key.p, prefix, prefix_len) != 0) break;
+        rc = pgs__lentry(l, &c, &o, err);
+        if (rc) return rc;
+        if (o.page < end && o.page + o.n > e.page) return overlap_bug(where, e.page, e.n, err);
+        if (o.page == end) {
+            if (o.node == e.node) {
+                e.n += o.n; /* its key is the one that was looked for */
+                rc = pgs__ldel(l, key, len, err);
+                if (rc) return rc;
+                rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, len, err);
+            } else {
+                rc = pgs__lprev(l, &c, (char)prefix[0], err);
+            }
+            continue;
+        }
+        extends = o.page + o.n == e.page && o.node == e.node;
+        if (extends) {
+            e.page = o.page;
+            e.n += o.n;
+        }
+        break;
+    }
+    if (rc && rc != -PGS_ENOENT) return rc;
+    pgs__put_be64(key + prefix_len, e.page);
+    return pgs__lput_u64(l, key, len, e.n | (e.node ? PGS__NODE_BIT : 0), !extends, err);
+}
+
+int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err)
+{
+    uint8_t prefix[KEY_MAX];
+    l->meta.hdr.pages_dead += e->n;
+    return run_insert(l, prefix, pgs__key2(prefix, 'd', e->a, e->b), *e, "a deadlist", err);
+}
+
+int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node, struct pgs_error *err)
+{
+    uint8_t prefix[KEY_MAX];
+    l->meta.hdr.pages_limbo += n;
+    struct pgs__entry e = {.page = page, .n = n, .node = node};
+    return run_insert(l, prefix, pgs__key1(prefix, 'm', l->gen), e, "limbo", err);
+}
+
+int pgs__ledger_limbo(struct pgs__ledger *l, struct pgs_run run, bool is_node, struct pgs_error *err)
+{
+    uint64_t hw = l->meta.hdr.hw_pages;
+    if (!l->gen || run.n_pages == 0 || run.n_pages > hw || run.page.n > hw - run.n_pages)
+        return pgs__fail(err, PGS_EBUG, "limbo of pages %llu + %llu", (unsigned long long)run.page.n,
+                         (unsigned long long)run.n_pages);
+    return pgs__llimbo_add(l, run.page.n, run.n_pages, is_node, err);
+}
+
+/* --- what expired entries hold ----------------------------------------------------------------------------------------------- */
+static int held_in_bucket(struct pgs__ledger *l, pgs_gen_t bucket, pgs_gen_t floor, uint64_t *pages, uint64_t *visited,
+                          struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    struct pgs__meta_cursor c;
+    struct pgs__entry e;
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key3(key, 'd', bucket, floor + 1, 0), err);
+    for (; rc == 0; rc = pgs__lnext(l, &c, 'd', err)) {
+        rc = pgs__lentry(l, &c, &e, err);
+        if (rc) return rc;
+        if (e.a != bucket) return 0;
+        *pages += e.n;
+        ++*visited;
+    }
+    return rc == -PGS_ENOENT ? 0 : rc;
+}
+
+int pgs__lheld(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t floor, uint64_t *pages, uint64_t *visited,
+               struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    struct pgs__meta_cursor c;
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'b', gen, 0), err);
+    for (; rc == 0; rc = pgs__lnext(l, &c, 'b', err)) {
+        uint64_t k[2];
+        rc = pgs__lkey(&c, 2, k, err);
+        if (rc) return rc;
+        if (k[0] != gen) break;
+        ++*visited;
+        rc = held_in_bucket(l, k[1], floor, pages, visited, err);
+        if (rc) return rc;
+    }
+    if (rc && rc != -PGS_ENOENT) return rc;
+    return held_in_bucket(l, gen, floor, pages, visited, err);
+}
+
+int pgs__ledger_bytes_held(struct pgs__ledger *l, pgs_gen_t lo, pgs_gen_t hi, uint64_t *bytes, struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    struct pgs__meta_cursor c;
+    uint64_t floor, pages = 0, visited = 0;
+    int rc = pgs__lchain_prev(l, lo, &floor, err);
+    if (rc) return rc;
+    rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'c', lo), err);
+    for (; rc == 0; rc = pgs__lnext(l, &c, 'c', err)) {
+        uint64_t gen;
+        rc = pgs__lkey(&c, 1, &gen, err);
+        if (rc) return rc;
+        if (gen > hi) break;
+        rc = pgs__lheld(l, gen, floor, &pages, &visited, err);
+        if (rc) return rc;
+    }
+    if (rc && rc != -PGS_ENOENT) return rc;
+    *bytes = pages << PGS_PAGE_SHIFT;
+    return 0;
+}
+
+/* --- limbo to free ------------------------------------------------------------------------------------------------------------ */
+int pgs__ledger_reclaim(struct pgs__ledger *l, pgs_gen_t durable, pgs_gen_t min_meta_pin, uint64_t budget,
+                        void (*freed)(void *ctx, struct pgs_run run), void *ctx, struct pgs_error *err)
+{
+    pgs_gen_t limit = pgs__min_u64(PGS_PLANTED(6) ? UINT64_MAX : durable, min_meta_pin);
+    limit = PGS_PLANTED(3) && limit < UINT64_MAX ? limit + 1 : pgs__min_u64(limit, l->gen - 1);
+    while (budget-- > 0) {
+        uint8_t key[KEY_MAX];
+        struct pgs__meta_cursor c;
+        struct pgs__entry e;
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'm', 0), err);
+        if (rc) return rc == -PGS_ENOENT ? 0 : rc;
+        rc = pgs__lentry(l, &c, &e, err);
+        if (rc) return rc;
+        if (e.a > limit) return 0;
+        rc = pgs__ldel(l, key, pgs__key2(key, 'm', e.a, e.page), err);
+        if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_limbo, e.n, "pages in limbo", err);
+        struct pgs_run run = {{e.page}, e.n};
+        if (!rc) rc = pgs__ledger_give(l, run, e.node, err);
+        if (rc) return rc;
+        if (freed) freed(ctx, run);
+    }
+    return 0;
+}
