@@ -29,6 +29,7 @@
 #define PGS__N_SLOTS 1024u
 #define PGS__SLOTS_RESERVED 16u /* fallocated at creation; a claimer of a later one reserves it first */
 #define PGS__PINS_INLINE 12u
+#define PGS__SLOT_FAMILY 7u
 #define PGS__PINS_OVERFLOW_OFFSET (1ull << 20)
 #define PGS__PINS_OVERFLOW 4096u /* per slot, 8 bytes each */
 #define PGS__OWNERS_OFFSET (64ull << 20)
@@ -37,6 +38,7 @@
 /* OFD locks, on the page file (never on the control file: a recreated one must not lose pins) */
 #define PGS__LOCK_SLOT(i) ((1ull << 62) + (i))     /* exclusive: process of slot i lives */
 #define PGS__LOCK_READ(gen) ((1ull << 61) + (gen)) /* shared: a reader without write permission pins gen */
+#define PGS__LOCK_META(gen) ((1ull << 60) + (gen)) /* shared: … reads meta data of gen or later */
 
 /* A copy of one generation's root. Cell gen & 3 holds gen; rewritten three commits later at the earliest. */
 struct pgs__head_cell {
@@ -75,7 +77,13 @@ struct pgs__control {
     _Atomic uint64_t barrier_bytes;  /* written since */
     _Atomic uint64_t super_seq;      /* of the newest superblock; under the commit lock */
     _Atomic uint64_t raw_time_ns;    /* last commit time handed out; under the commit lock */
-    uint8_t pad1[512 - 384 - 80];
+    /* No version number below may be made: given out before a power loss, perhaps (HAZARDS 13). Set when the file is made. */
+    _Atomic uint64_t version_floor;
+    /* Of the newest superblock: numbers below are reserved; 0: the next commit must write one. Under the commit lock. */
+    _Atomic uint64_t version_ceiling;
+    /* +1 by each fork after it copied pins to another slot: who collects pins meanwhile looks again. */
+    _Atomic uint64_t pin_moves;
+    uint8_t pad1[512 - 384 - 104];
 
     struct pgs__head_cell cell[4]; /* offset 512 */
     uint8_t pad2[8192 - 1024];
@@ -88,8 +96,9 @@ PGS_STATIC(offsetof(struct pgs__control, cell) == 512, "shared");
 #define PGS__CTL_SCARCE 4u       /* the last allocations were tight: release claims at once, drop eagerly */
 
 struct pgs__lease {
-    _Atomic uint64_t gen;         /* 0: free. [gen, gen_hi] when the table was full and entries were widened */
-    _Atomic uint64_t deadline_ns; /* CLOCK_BOOTTIME, of all of them; low 0 bits; */
+    _Atomic uint64_t gen; /* 0: free */
+    /* CLOCK_BOOTTIME, rounded up to 2^24 ns; the low 24 bits: how many generations after `gen` are meant too (full table). */
+    _Atomic uint64_t deadline_ns;
 };
 
 struct pgs__slot {
@@ -98,14 +107,21 @@ struct pgs__slot {
     _Atomic uint64_t incarnation; /* +1 per claim: owner words of a former life do not match */
     _Atomic uint64_t meta_pin;    /* oldest generation whose head record or meta tree this process is reading; 0 none */
     _Atomic uint32_t n_pins;      /* high-water mark over inline + overflow */
-    uint32_t pad0;
+    _Atomic uint32_t flags;       /* PGS__SLOT_… */
     _Atomic uint64_t pin[PGS__PINS_INLINE]; /* generations; 0 = empty */
     _Atomic uint64_t pid;
     uint64_t start_ns; /* CLOCK_REALTIME at claim */
     char command[96];  /* from /proc/self/comm and cmdline, NUL-terminated */
-    uint8_t pad1[512 - 32 - 8 * PGS__PINS_INLINE - 16 - 96];
+    /* Anonymous stores: descriptor of the page file | of the control file << 32, for /proc/<pid>/fd. */
+    _Atomic uint64_t fds;
+    /* Processes beyond the first that share this slot, because a fork could not get another one. */
+    _Atomic uint32_t n_family;
+    uint32_t pad0;
+    _Atomic uint64_t family_meta[PGS__SLOT_FAMILY]; /* meta_pin of those; the last one serves all the rest */
+    uint8_t pad1[512 - 32 - 8 * PGS__PINS_INLINE - 16 - 96 - 16 - 8 * PGS__SLOT_FAMILY];
 };
 PGS_STATIC(sizeof(struct pgs__slot) == 512, "shared");
+#define PGS__SLOT_SPARE 1u /* locked in advance for a fork that cannot open anything; holds no pins */
 #define PGS__SLOT_TAG(i, incarnation) (((uint64_t)((i) + 1) << 48) | ((incarnation)&0xffffffffffffull))
 #define PGS__TAG_SLOT(tag) ((uint32_t)((tag) >> 48) - 1)
 

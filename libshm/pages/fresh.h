@@ -21,8 +21,8 @@
 /* Can this store hand out writable shared mappings (t.empty)? */
 bool pgs__fresh_can_map(const struct pgs__pagefile *pf);
 
-/* Reserve a run so that stores cannot fail any more (where the store can map; elsewhere best effort). Recycled pages keep their old
- * bytes, fresh ones are zero. -PGS_EFULL: no space; the chunks inside the run are given back then. */
+/* Reserve a run so that stores cannot fail any more (where the store can map; elsewhere best effort). The run's bytes
+ * are undefined afterwards: fresh pages are zero, recycled ones hold something old. -PGS_EFULL: no space; the chunks inside the run are given back then. */
 int pgs__fresh_reserve(struct pgs__pagefile *pf, struct pgs_run run, bool whole, struct pgs_error *err);
 
 /* Map a reserved run for writing. addr: NULL or a reservation to map over (MAP_FIXED). One mapping of the budget. It is an error to
