@@ -1,0 +1,328 @@
+"""Transactions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+
+from . import _core
+from ._group import Group
+from ._mapping import AtomicMapping
+
+if TYPE_CHECKING:
+    from ._store import Snapshot, Store
+
+_ISOLATION = {"snapshot": 0, "serializable": 1, "strict": 2}
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        return (operator.index(shape),)
+    except TypeError:
+        return tuple(operator.index(n) for n in shape)
+
+
+def as_dtype(dtype: Any) -> np.dtype[Any]:
+    d = np.dtype(dtype)
+    if d.hasobject:
+        raise TypeError(
+            f"dtype {d} holds Python objects: arrays in a store hold plain bytes; "
+            "store the object itself (s[key] = obj pickles it)"
+        )
+    return d
+
+
+def apply_subarray(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """NumPy appends the shape of a subarray dtype to the array's."""
+    while dtype.subdtype is not None:
+        dtype, more = dtype.subdtype
+        shape += more
+    return shape, dtype
+
+
+def check_order(order: str) -> str:
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+    return order
+
+
+class Savepoint:
+    """A point of a transaction to go back to, array bytes included."""
+
+    __slots__ = ("_id", "_txn")
+
+    def __init__(self, txn: Transaction, id: int):
+        self._txn, self._id = txn, id
+
+    def rollback(self) -> None:
+        """Undo everything since the savepoint. Later savepoints are gone, this one can be used again.
+
+        No thread may write to the transaction's arrays meanwhile.
+        """
+        self._txn._rollback(self._id)
+
+
+class Transaction(_core.TransactionBase, AtomicMapping):
+    """A set of changes that becomes one version, or nothing.
+
+    A MutableMapping that reads its own writes and sees nothing that others commit. As a context manager it commits at the
+    end and aborts on an exception. May be used by many threads of the process that began it.
+
+    ``t[k]`` of an array is a *writable* ndarray, copy-on-write: nothing is copied until touched, all views of one
+    array alias, threads may write at once. Of other objects it is a fresh copy: assign it back, or use :meth:`edit`.
+    """
+
+    def __new__(cls, store: Store, isolation: str = "snapshot", message: str | None = None) -> Transaction:
+        if isolation not in _ISOLATION:
+            raise ValueError(f"isolation {isolation!r} is not one of 'snapshot', 'serializable', 'strict'")
+        self = super().__new__(cls, store, _ISOLATION[isolation])
+        self._message = message
+        self._isolation = isolation
+        self._base_snapshot = None
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    @property
+    def base(self) -> Snapshot:
+        """The Snapshot that the transaction began on."""
+        if self._base_snapshot is None:
+            from ._store import Snapshot
+
+            self._base_snapshot = self._base(Snapshot)
+        return self._base_snapshot  # type: ignore[no-any-return]
+
+    # --- mapping
+
+    def __iter__(self) -> Iterator[str]:
+        return self._iter_keys("")
+
+    def _iter_keys(self, prefix: str) -> Iterator[str]:
+        return iter(list(self._iter(prefix, True, "k")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._iter("", False, "k"))
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self._iter("", False, "k"))
+
+    @contextmanager
+    def _frozen(self) -> Iterator[Any]:
+        yield self
+
+    def _atomic(self, fn: Callable[[Any], Any]) -> Any:
+        return fn(self)
+
+    def _take(self, key: str) -> Any:
+        """The value of a key that is about to be removed: an array by its committed pages where it was not changed."""
+        value = self[key]
+        return np.array(value) if isinstance(value, np.ndarray) else value
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._clear("")
+
+    def group(self, name: str) -> Group:
+        """The keys below ``name/`` as a mapping of this transaction."""
+        return Group(self, name)
+
+    # --- arrays
+
+    def create(
+        self, key: str, shape: Any, dtype: Any = float, order: str = "C", fill: Any = 0, exist_ok: bool = False
+    ) -> np.ndarray[Any, Any]:
+        """Create an array of zeros (or `fill`), lazily allocated, and return it as a writable view.
+
+        Parameters
+        ----------
+        key : str
+        shape : int or tuple of int
+        dtype : dtype
+            Without Python objects.
+        order : {"C", "F"}
+        fill : scalar
+            Values other than zero are written out: they cost the array's size.
+        exist_ok : bool
+            If the key holds an array of the same shape and dtype, return that; otherwise ValueError.
+
+        Raises
+        ------
+        KeyError
+            The key exists.
+        """
+        shape, dtype = apply_subarray(as_shape(shape), as_dtype(dtype))
+        if key in self:
+            if not exist_ok:
+                raise KeyError(f"{key!r} exists: delete it first, or pass exist_ok=True")
+            info = self._info(key)
+            if info["kind"] != "array" or info["shape"] != shape or info["dtype"] != dtype:
+                raise ValueError(
+                    f"{key!r} exists with another kind, shape or dtype: {info['kind']} {info['shape']} {info['dtype']}"
+                )
+            return self[key]  # type: ignore[no-any-return]
+        value = np.zeros((), dtype)
+        value[...] = fill
+        if value.tobytes().strip(b"\0"):
+            a: np.ndarray[Any, Any] = self._empty(key, shape, dtype, check_order(order))
+            a[...] = value
+        else:
+            self._create(key, shape, dtype, check_order(order))
+            a = self[key]
+        return a
+
+    def empty(self, key: str, shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray[Any, Any]:
+        """A new array in memory that is already the store's: committing copies nothing.
+
+        All of it is reserved at once, so a full store raises here (`StoreFullError`), not later. Contents start as zeros. After
+        the commit the view is harmless private memory.
+        """
+        shape, dtype = apply_subarray(as_shape(shape), as_dtype(dtype))
+        return self._empty(key, shape, dtype, check_order(order))  # type: ignore[no-any-return]
+
+    def append(self, key: str, values: Any) -> None:
+        """Append rows along axis 0; O(what is added). Two transactions that both append both land, in commit order.
+
+        Parameters
+        ----------
+        key : str
+            An array of at least one dimension, in C order (F order only with one dimension).
+        values : array_like
+            Shape ``(n, *a.shape[1:])``, or one row ``a.shape[1:]``; cast to the array's dtype by NumPy's "same_kind" rule.
+        """
+        info = self._info(key)
+        if info["kind"] != "array" or not info["shape"]:
+            raise TypeError(f"{key!r} is no array with an axis to append to")
+        row = info["shape"][1:]
+        rows = np.asarray(values)
+        if rows.dtype != info["dtype"]:
+            if not np.can_cast(rows.dtype, info["dtype"], "same_kind") and rows.size:
+                raise TypeError(f"cannot append {rows.dtype} to {key!r} of dtype {info['dtype']}: cast it first")
+            rows = rows.astype(info["dtype"])
+        if rows.shape == row:
+            rows = rows[np.newaxis]
+        if rows.shape[1:] != row or rows.ndim != len(row) + 1:
+            raise ValueError(f"cannot append shape {rows.shape} to {key!r}: rows have shape {row}")
+        self._append(key, np.ascontiguousarray(rows), rows.shape[0])
+
+    def resize(self, key: str, shape: Any) -> None:
+        """Change the shape along axis 0; rows that are added read zeros, also after shrinking."""
+        self._resize(key, as_shape(shape))
+
+    def landed(self, key: str) -> int:
+        """After the commit: index of the first row that :meth:`append` added to `key`."""
+        return self._landed(key)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def edit(self, key: str) -> Iterator[Any]:
+        """``with t.edit(k) as v:`` — change a fresh copy of an object; it is assigned back at the end of the block.
+
+        Arrays are given writable and in place. An exception in the block assigns nothing back.
+        """
+        value = self[key]
+        yield value
+        if not isinstance(value, np.ndarray) or self._info(key)["kind"] != "array":
+            self[key] = value
+
+    # --- keys
+
+    def move(self, a: str, b: str) -> None:
+        """Rename key `a` to `b`, replacing what was there. O(1)."""
+        self._move(a, b)
+
+    def copy(self, a: str, b: str) -> None:
+        """Make `b` a copy of `a`, sharing its pages."""
+        self._copy(None, a, b)
+
+    def depends(self, key: str, index: Any = None) -> None:
+        """Declare a read: a later change of it by others makes this transaction conflict.
+
+        Parameters
+        ----------
+        key : str
+        index : index expression, optional
+            For arrays: what is read, as in ``a[index]``; the range of memory that it spans counts. Default: all of it.
+        """
+        if index is None or key not in self:
+            self._depends(key)
+            return
+        info = self._info(key)
+        if info["kind"] != "array":
+            raise TypeError(f"{key!r} is no array: depends() takes an index for arrays only")
+        lo, hi = element_range(info["shape"], info["dtype"].itemsize, info["order"], index)
+        if lo < hi:
+            self._depends(key, lo, hi)
+
+    def savepoint(self) -> Savepoint:
+        """A point to go back to; they nest, and cover the bytes of arrays."""
+        return Savepoint(self, self._savepoint())
+
+    # --- the end
+
+    def commit(self, message: str | None = None) -> int:
+        """Commit, and return the number of the version made (that of the base if nothing changed).
+
+        Raises
+        ------
+        ConflictError
+            Somebody else committed a change of the same thing first; nothing was changed. Run it again from a new ``begin()``.
+        StoreFullError
+            No room; nothing was changed.
+        LockedError
+            Another process holds the commit lock for longer than the store's time-out; the transaction is still open.
+        """
+        return self._commit(self._message if message is None else message)  # type: ignore[no-any-return]
+
+    def abort(self) -> None:
+        """Forget all changes. Views handed out become private memory. Idempotent."""
+        self._abort()
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, tb: Any) -> None:
+        if exc_type is None:
+            if self._base_version is not None:  # not committed or aborted by hand
+                self.commit()
+        else:
+            self.abort()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Transaction belongs to its process and cannot be pickled: send the store and begin() there")
+
+    def __repr__(self) -> str:
+        base = self._base_version
+        return f"<pagestone.Transaction on version {base}>" if base is not None else "<pagestone.Transaction, over>"
+
+
+def element_range(shape: tuple[int, ...], itemsize: int, order: str, index: Any) -> tuple[int, int]:
+    """Flat element range [lo, hi), in memory order, that ``a[index]`` spans."""
+    if itemsize == 0 or 0 in shape:
+        return 0, 0
+    strides = [0] * len(shape)
+    step = 1
+    for i in reversed(range(len(shape))) if order == "C" else range(len(shape)):
+        strides[i] = step
+        step *= shape[i]
+    n = step
+    # a stand-in of one byte an element that is never touched: only its addresses are asked for
+    base = np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, strides)
+    picked = base[index]
+    if not isinstance(picked, np.ndarray) or picked.base is None:  # an element, or fancy indexing
+        if (isinstance(index, tuple) and all(isinstance(i, (int, np.integer)) for i in index)) or isinstance(
+            index, (int, np.integer)
+        ):
+            where = index if isinstance(index, tuple) else (int(index),)
+            lo = sum((int(i) % shape[d]) * strides[d] for d, i in enumerate(where))
+            return lo, lo + 1
+        return 0, n
+    if picked.size == 0:
+        return 0, 0
+    start = picked.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    lo = start + sum((n_ - 1) * st for n_, st in zip(picked.shape, picked.strides) if st < 0)
+    hi = start + sum((n_ - 1) * st for n_, st in zip(picked.shape, picked.strides) if st > 0) + 1
+    return lo, hi
