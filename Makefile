@@ -12,10 +12,44 @@ B ?= build
 comma := ,
 LAYERS ?= platform pages tree extents catalog txn tasks sync api
 LIB_SRC := $(sort $(wildcard $(LAYERS:%=libshm/%/*.c)))
-UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/mp/test_*.c))
+UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/mp/test_*.c tests/crash/test_*.c))
 
-.PHONY: all lib unit asan-unit clean
+VENV ?= .venv
+PY = $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: all lib demo test lint unit asan-test tsan-test valgrind-test bench clean
 all: lib
+
+# --- the two commands ---------------------------------------------------------------------------------------------------
+demo:
+	@tools/bootstrap.sh $(VENV) build demo
+	@$(MAKE) --no-print-directory module
+	@$(PY) examples/flights.py
+
+test:
+	@tools/bootstrap.sh $(VENV) build test
+	@$(MAKE) --no-print-directory -j2 module unit-programs
+	@$(PY) tools/check_layers.py
+	@$(PY) tools/run_tests.py --unit $(B)/unit
+
+# The Python module, in place (pip install -e): rebuilt when a source changed.
+MODULE_SRC := $(wildcard pymod/*.[ch] libshm/*/*.[ch] third_party/*/*.h setup.py pyproject.toml)
+.PHONY: module
+module: $(B)/module.stamp
+$(B)/module.stamp: $(MODULE_SRC)
+	@mkdir -p $(B)
+	@echo "building the Python module"
+	@$(PY) -m pip install -q --no-build-isolation --no-deps -e . >$(B)/module.log 2>&1 || { cat $(B)/module.log; exit 1; }
+	@touch $@
+
+lint:
+	@tools/bootstrap.sh $(VENV) build test lint
+	$(PY) tools/check_layers.py
+	clang-format --dry-run -Werror $(wildcard libshm/*/*.[ch] pymod/*.[ch] tests/unit/*.[ch] tests/mp/*.[ch] tests/crash/*.[ch] bench/*.c examples/*.c)
+	$(VENV)/bin/ruff check pymod tests tools examples bench setup.py
+	$(VENV)/bin/ruff format --check pymod tests tools examples bench setup.py
+	$(VENV)/bin/mypy pymod/pagestone
 
 # Four flavours of the library: production, testing (kill points, injection, debug checks), and testing under sanitizers.
 define flavour
@@ -41,17 +75,28 @@ $(B)/$(1)/test_%: $(B)/$(2)/tests/unit/test_%.o $(B)/$(2)/libpagestone.a
 $(B)/$(1)/test_%: $(B)/$(2)/tests/mp/test_%.o $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
 	$$(CC) -pthread $(3) $$^ -o $$@
+$(B)/$(1)/test_%: $(B)/$(2)/tests/crash/test_%.o $(B)/$(2)/libpagestone.a
+	@mkdir -p $$(@D)
+	$$(CC) -pthread $(3) $$^ -o $$@
 endef
 $(eval $(call runner,unit,testing,))
 $(eval $(call runner,asan-unit,asan,-fsanitize=address$(comma)undefined))
 $(eval $(call runner,tsan-unit,tsan,-fsanitize=thread))
 UNIT_NAMES := $(notdir $(UNIT_SRC:.c=))
-unit: $(UNIT_NAMES:%=$(B)/unit/%)
+EXAMPLES := $(notdir $(basename $(wildcard examples/*.c)))
+$(B)/examples/%: examples/%.c $(B)/prod/libpagestone.a
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -Wall -Wextra -O2 -Ilibshm/include $^ -pthread -o $@
+.PHONY: unit-programs
+unit-programs: $(UNIT_NAMES:%=$(B)/unit/%) $(EXAMPLES:%=$(B)/examples/%)
+unit: unit-programs
+	@rc=0; for t in $(UNIT_NAMES:%=$(B)/unit/%); do $$t || rc=1; done; exit $$rc
+asan-test: $(UNIT_NAMES:%=$(B)/asan-unit/%)
 	@rc=0; for t in $^; do $$t || rc=1; done; exit $$rc
-asan-unit: $(UNIT_NAMES:%=$(B)/asan-unit/%)
+tsan-test: $(UNIT_NAMES:%=$(B)/tsan-unit/%)
 	@rc=0; for t in $^; do $$t || rc=1; done; exit $$rc
-tsan-unit: $(UNIT_NAMES:%=$(B)/tsan-unit/%)
-	@rc=0; for t in $^; do $$t || rc=1; done; exit $$rc
+valgrind-test: $(UNIT_NAMES:%=$(B)/unit/%)
+	@rc=0; for t in $^; do TEST_SECONDS=600 valgrind -q --error-exitcode=9 --trace-children=yes $$t || rc=1; done; exit $$rc
 
 clean:
 	rm -rf $(B)
