@@ -89,6 +89,7 @@ struct pgs__control {
     uint8_t pad2[8192 - 1024];
 };
 PGS_STATIC(sizeof(struct pgs__control) == 8192, "shared");
+PGS_STATIC(offsetof(struct pgs__control, state) == 64 && offsetof(struct pgs__control, commit_lock) == 256, "shared");
 PGS_STATIC(offsetof(struct pgs__control, head_gen) == 384, "shared");
 PGS_STATIC(offsetof(struct pgs__control, cell) == 512, "shared");
 #define PGS__CTL_POISONED 1u     /* an fsync failed: read-only until recovered */
@@ -121,6 +122,7 @@ struct pgs__slot {
     uint8_t pad1[512 - 32 - 8 * PGS__PINS_INLINE - 16 - 96 - 16 - 8 * PGS__SLOT_FAMILY];
 };
 PGS_STATIC(sizeof(struct pgs__slot) == 512, "shared");
+PGS_STATIC(sizeof(struct pgs__lease) == 16, "shared");
 #define PGS__SLOT_SPARE 1u /* locked in advance for a fork that cannot open anything; holds no pins */
 #define PGS__SLOT_TAG(i, incarnation) (((uint64_t)((i) + 1) << 48) | ((incarnation)&0xffffffffffffull))
 #define PGS__TAG_SLOT(tag) ((uint32_t)((tag) >> 48) - 1)

@@ -1,7 +1,8 @@
 /* Pagestone | pages/fresh — copying and mapping fresh pages: touch, collapse, reserve, then store.
  * SPDX-License-Identifier: Apache-2.0
  *
- * Times memcpy between warm buffers, on tmpfs with huge pages off in the system's settings (Linux 6.18, 2 cores; bench/bench_fresh.c):
+ * Times memcpy between warm buffers, on tmpfs with huge pages off in the system's settings (Linux 6.18, 2 cores), piece by piece;
+ * bench/bench_fresh.c measures the whole:
  *
  *                                        2 MiB   16 MiB  100 MiB
  *     fresh: pwrite                       2.3     3.2     2.1

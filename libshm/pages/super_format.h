@@ -53,6 +53,8 @@ struct pgs__super {
     uint64_t xxh; /* of the 4,088 bytes before it */
 };
 PGS_STATIC(sizeof(struct pgs__super) == PGS_PAGE_SIZE, "on disk");
+PGS_STATIC(offsetof(struct pgs__super, uuid) == 32 && offsetof(struct pgs__super, boot_id) == 72, "on disk");
+PGS_STATIC(offsetof(struct pgs__super, root) == 88 && offsetof(struct pgs__super, xxh) == 4088, "on disk");
 #define PGS__SUPER_POISONED 1u
 #define PGS__SUPER_CLEAN 2u
 
