@@ -202,9 +202,11 @@ static void create_in_tmpfs(const char *options)
     CHECK(mkdtemp(dir));
     atexit(leave_tmpfs);
     /* a mount namespace of our own: a test that dies leaves no mount behind */
-    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("pagestone-test", dir, "tmpfs", 0, options) != 0) {
+        rmdir(dir);
         SKIP("mounting a tmpfs is not permitted");
-    if (mount("pagestone-test", dir, "tmpfs", 0, options) != 0) SKIP("mounting a tmpfs is not permitted");
+    }
     snprintf(name, sizeof name, "%s/control", dir);
     int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     CHECK_OK(pgs__ctl_create(&ctl, fd, uuid, INO, &err));

@@ -64,9 +64,11 @@ static void in_tmpfs(const char *size, uint64_t n_chunks)
     atexit(remove_dir);
     snprintf(options, sizeof options, "size=%s,mode=700", size);
     /* a mount namespace of our own: a test that dies leaves no mount behind */
-    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("pagestone-test", dir, "tmpfs", 0, options) != 0) {
+        rmdir(dir);
         SKIP("mounting a tmpfs is not permitted");
-    if (mount("pagestone-test", dir, "tmpfs", 0, options) != 0) SKIP("mounting a tmpfs is not permitted");
+    }
     atexit(unmount_dir);
     in_dir(dir, n_chunks);
 }

@@ -70,9 +70,11 @@ static void make_tmpfs(const char *options)
 {
     make_dir("/tmp");
     /* a mount namespace of our own: a test that dies leaves no mount behind */
-    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("pagestone-test", dir, "tmpfs", 0, options) != 0) {
+        rmdir(dir);
         SKIP("mounting a tmpfs is not permitted");
-    if (mount("pagestone-test", dir, "tmpfs", 0, options) != 0) SKIP("mounting a tmpfs is not permitted");
+    }
     atexit(unmount_dir);
 }
 
