@@ -43,16 +43,14 @@ static uint32_t stored_head(const struct pgs__node *nd, unsigned i)
 
 /* --- validation --------------------------------------------------------------------------------------------------------- */
 
-/* Size of the cell at off, or 0 if it does not fit or breaks a limit. */
-static unsigned cell_size_checked(const uint8_t *page, unsigned off, unsigned low, unsigned level)
+static bool cell_fits(const uint8_t *page, unsigned off, unsigned low, unsigned level)
 {
     unsigned head = level ? PGS__INNER_CELL_HEAD : PGS__LEAF_CELL_HEAD;
-    if (off < low || off > PGS__NODE_TAIL - head) return 0;
+    if (off < low || off > PGS__NODE_TAIL - head) return false;
     unsigned key_len = pgs__get_u16(page + off);
     unsigned val_len = level ? 0 : pgs__get_u16(page + off + 2);
-    if (key_len > PGS__TREE_MAX_KEY || key_len + val_len > PGS__TREE_MAX_CELL) return 0;
-    if (off + head + key_len + val_len > PGS__NODE_TAIL) return 0;
-    return head + key_len + val_len;
+    if (key_len > PGS__TREE_MAX_KEY || key_len + val_len > PGS__TREE_MAX_CELL) return false;
+    return off + head + key_len + val_len <= PGS__NODE_TAIL;
 }
 
 static bool child_is_sane(const struct pgs__node *nd, unsigned i, bool image)
@@ -72,15 +70,28 @@ static bool prefixes_are_sane(const struct pgs__node *nd)
     return true;
 }
 
+/* The cells lie side by side from low to the birth: from each one's end the next one begins. Otherwise they overlap, and editing an image would
+ * tear them. Their offsets and sizes are in bounds. */
+static bool cells_tile(const struct pgs__node *nd)
+{
+    uint64_t starts[PGS_PAGE_SIZE / 64] = {0};
+    unsigned head = pgs__node_cell_head(nd), at = nd->low, steps = 0;
+    for (unsigned i = 0; i < nd->n; i++) starts[nd->slot[i].off / 64] |= 1ull << (nd->slot[i].off % 64);
+    for (; at < PGS__NODE_TAIL; steps++) {
+        if (!(starts[at / 64] >> (at % 64) & 1)) return false;
+        const uint8_t *cell = (const uint8_t *)nd + at;
+        at += head + pgs__get_u16(cell) + (nd->level ? 0u : pgs__get_u16(cell + 2));
+    }
+    return at == PGS__NODE_TAIL && steps == nd->n;
+}
+
 static int validate(const struct pgs__node *nd, bool image)
 {
-    unsigned n = nd->n, low = nd->low, sum = 0;
+    unsigned n = nd->n, low = nd->low;
     if (nd->magic != PGS__NODE_MAGIC || nd->zero != 0 || nd->level >= PGS__TREE_MAX_DEPTH) return -1;
     if (n < 1 + pgs__node_first(nd) || low > PGS__NODE_TAIL || low < PGS__NODE_HEAD + PGS__NODE_SLOT * n) return -1;
     for (unsigned i = 0; i < n; i++) {
-        unsigned size = cell_size_checked((const uint8_t *)nd, nd->slot[i].off, low, nd->level);
-        if (size == 0) return -1;
-        sum += size; /* n and size are bounded: no overflow */
+        if (!cell_fits((const uint8_t *)nd, nd->slot[i].off, low, nd->level)) return -1;
         if (nd->level && !child_is_sane(nd, i, image)) return -1;
         if (i == 0) {
             if (nd->level && pgs__node_key(nd, 0).len != 0) return -1;
@@ -88,7 +99,7 @@ static int validate(const struct pgs__node *nd, bool image)
             return -1;
         }
     }
-    return sum == PGS__NODE_TAIL - low && prefixes_are_sane(nd) ? 0 : -1;
+    return cells_tile(nd) && prefixes_are_sane(nd) ? 0 : -1;
 }
 
 int pgs__node_validate(const void *bytes)

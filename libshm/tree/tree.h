@@ -8,7 +8,8 @@
  *   I1  A node is verified (bounds, hash, then structure) before it is parsed; nothing read from the file is trusted or asserted.
  *   I2  Committed nodes are never changed; an edit's nodes have no page number until pgs__edit_write.
  *   I3  Depth ≤ PGS__TREE_MAX_DEPTH, every loop is bounded by a node's size or the depth, no recursion over file data.
- *   I4  Every node of a tree except the root is at least a quarter full after deletions (merge with a neighbour or borrow).
+ *   I4  Every node except the root and those at the right edge (which appends leave behind) is at least a quarter full; inner nodes at least
+ *       900 bytes (docs/design/tree.md, "Split and merge").
  *   I5  birth of a pointer ≥ birth of … is NOT promised: births are lower bounds. Diff prunes by pointer equality only.
  */
 #ifndef PGS_TREE_TREE_H
@@ -73,7 +74,11 @@ int pgs__tree_check(const struct pgs__tree *t, struct pgs_error *err);
 struct pgs__edit *pgs__edit_new(struct pgs__pagefile *pf, enum pgs__tree_kind kind,
                                 const struct pgs_ptr *root); /* NULL: no memory */
 void pgs__edit_free(struct pgs__edit *e);                    /* accepts NULL; drops what was not written */
-/* Insert or replace. -PGS_E2BIG when key or cell exceed the limits. Appending in ascending order fills nodes completely. */
+/* Insert or replace. -PGS_E2BIG when key or cell exceed the limits. Appending in ascending order fills nodes completely. key and val may point into
+ * the edit itself. Putting what is there already changes nothing.
+ *
+ * Errors of put and del: -PGS_E2BIG, -PGS_ENOENT and -PGS_ENOMEM leave the edit as it was. -PGS_ECORRUPT may come half-way (a damaged neighbour in a
+ * merge): then all later calls fail with it, and the edit can only be freed. */
 int pgs__edit_put(struct pgs__edit *e, const void *key, size_t key_len, const void *val, size_t val_len,
                   struct pgs_error *err);
 int pgs__edit_del(struct pgs__edit *e, const void *key, size_t key_len, struct pgs_error *err); /* -PGS_ENOENT */

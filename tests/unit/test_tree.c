@@ -227,7 +227,7 @@ static void check_dead(struct world *w, struct pgs_ptr old, struct pgs_ptr new, 
 struct profile {
     size_t key_max, val_max; /* bytes */
     size_t universe;         /* different keys */
-    enum { BYTES, NAMES, LONG_PREFIX } style;
+    enum { BYTES, NAMES, LONG_PREFIX, CLUSTERS } style;
     int n_ops;
 };
 
@@ -240,6 +240,13 @@ static struct pgs_span make_key(const struct profile *p, uint8_t buf[PGS__TREE_M
         memset(buf, 'a' + (int)(id % 3), len);
         pgs__put_be64(buf + len - 8, h);
         return (struct pgs_span){buf, len};
+    }
+    if (p->style ==
+        CLUSTERS) { /* long separators inside a cluster, short ones between them: replacing one fills or empties a parent */
+        memset(buf, 'x', p->key_max);
+        pgs__put_be64(buf, pgs__mix(id / 5));
+        buf[p->key_max - 1] = (uint8_t)(id % 5);
+        return (struct pgs_span){buf, p->key_max - (h & 1 ? 0 : id / 5 % 2 * 200)};
     }
     if (p->style == NAMES) {
         int n = snprintf((char *)buf, PGS__TREE_MAX_KEY, "experiment/%zu/run/%zu/%s", id % 7, id / 7,
@@ -371,6 +378,9 @@ TEST(random_operations_agree_with_a_sorted_array_for_long_separators)
     struct profile p = {PGS__TREE_MAX_KEY, 300, 700, LONG_PREFIX, 5000};
     run_model(&p, 10);
     run_model(&p, 11);
+    struct profile clusters = {800, 900, 800, CLUSTERS, 6000};
+    run_model(&clusters, 13);
+    run_model(&clusters, 14);
     struct profile mixed = {400, 1500, 1500, LONG_PREFIX, 6000};
     run_model(&mixed, 12);
 }
@@ -382,7 +392,110 @@ TEST(random_operations_agree_with_a_sorted_array_for_keys_of_every_length)
     run_model(&tiny, 9);
 }
 
-/* --- single promises ----------------------------------------------------------------------------------------------------------------- */
+/* --- one node ----------------------------------------------------------------------------------------------------------------- */
+
+static void some_leaf(struct pgs__node *nd)
+{
+    struct pgs__item items[3] = {{{"aaa1", 4}, {"x", 1}}, {{"aaa22", 5}, {"yy", 2}}, {{"aab", 3}, {"", 0}}};
+    pgs__node_build(nd, PGS__TREE_TEST, 0, items, 3);
+}
+static void some_inner(struct pgs__node *nd, struct pgs_ptr *child)
+{
+    *child = (struct pgs_ptr){7, 8, 9};
+    struct pgs__item items[3] = {{{"", 0}, {child, 24}}, {{"k", 1}, {child, 24}}, {{"l", 1}, {child, 24}}};
+    pgs__node_build(nd, PGS__TREE_TEST, 1, items, 3);
+}
+static void put_u16_at(struct pgs__node *nd, unsigned off, unsigned v)
+{
+    uint16_t x = (uint16_t)v;
+    memcpy((uint8_t *)nd + off, &x, 2);
+}
+#define CHECK_REFUSED(some_, change_)                                                                                  \
+    do {                                                                                                               \
+        some_;                                                                                                         \
+        CHECK_EQ(pgs__node_validate(&nd), 0);                                                                          \
+        change_;                                                                                                       \
+        if (pgs__node_validate(&nd) == 0) TEST_FAIL("accepted: %s", #change_);                                         \
+    } while (0)
+
+TEST(a_malformed_node_is_refused)
+{
+    static struct pgs__node nd;
+    struct pgs_ptr child;
+    CHECK_REFUSED(some_leaf(&nd), nd.magic ^= 1);
+    CHECK_REFUSED(some_leaf(&nd), nd.zero = 1);
+    CHECK_REFUSED(some_leaf(&nd), nd.level = PGS__TREE_MAX_DEPTH);
+    CHECK_REFUSED(some_leaf(&nd), nd.level = 1);
+    CHECK_REFUSED(some_leaf(&nd), nd.n = 0);
+    CHECK_REFUSED(some_leaf(&nd), nd.n = 2);
+    CHECK_REFUSED(some_leaf(&nd), nd.n = 4);
+    CHECK_REFUSED(some_leaf(&nd), nd.n = UINT16_MAX);
+    CHECK_REFUSED(some_leaf(&nd), nd.low--);
+    CHECK_REFUSED(some_leaf(&nd), nd.low++);
+    CHECK_REFUSED(some_leaf(&nd), nd.low = 0);
+    CHECK_REFUSED(some_leaf(&nd), nd.low = UINT16_MAX);
+    CHECK_REFUSED(some_leaf(&nd), nd.lcp = 1); /* right, but the heads are of another */
+    CHECK_REFUSED(some_leaf(&nd), nd.lcp = 3);
+    CHECK_REFUSED(some_leaf(&nd), nd.lcp = UINT16_MAX);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1].head++);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1].off = UINT16_MAX);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1].off = PGS__NODE_TAIL - 3);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1].off = 16);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1] = nd.slot[2]);
+    CHECK_REFUSED(some_leaf(&nd), nd.slot[1] = nd.slot[0]);
+    CHECK_REFUSED(some_leaf(&nd), put_u16_at(&nd, nd.slot[0].off, 5)); /* the first cell is the last in the page */
+    CHECK_REFUSED(some_leaf(&nd), put_u16_at(&nd, nd.slot[0].off + 2u, 2));
+    CHECK_REFUSED(some_leaf(&nd), put_u16_at(&nd, nd.slot[1].off, UINT16_MAX));
+    CHECK_REFUSED(some_leaf(&nd), put_u16_at(&nd, nd.slot[1].off + 2u, UINT16_MAX));
+    CHECK_REFUSED(some_inner(&nd, &child), (child.page = 0, pgs__node_set_child(&nd, 2, &child)));
+    CHECK_REFUSED(some_inner(&nd, &child), (child.page = 1ull << 52, pgs__node_set_child(&nd, 0, &child)));
+    CHECK_REFUSED(some_inner(&nd, &child), (child.page = PGS__DIRTY_BIT, pgs__node_set_child(&nd, 0, &child)));
+    CHECK_REFUSED(some_inner(&nd, &child), (pgs__node_remove(&nd, 2), pgs__node_remove(&nd, 1)));
+    CHECK_REFUSED(some_inner(&nd, &child), nd.level = 0);
+    /* A cell that ends where the node ends, and one that would end behind it while the sum of all sizes is right. */
+    struct pgs__item items[2] = {{{"a", 1}, {"xx", 2}}, {{"b", 1}, {"yyyy", 4}}};
+    CHECK_REFUSED(pgs__node_build(&nd, PGS__TREE_TEST, 0, items, 2),
+                  (put_u16_at(&nd, nd.slot[0].off + 2u, 3), put_u16_at(&nd, nd.slot[1].off + 2u, 3)));
+}
+
+/* Found by the fuzzer: sizes add up and every cell is in bounds, but two overlap, and the bytes between others belong to none. */
+TEST(a_node_whose_cells_overlap_is_refused)
+{
+    static struct pgs__node nd;
+    uint8_t val[40] = {1, 0, 1, 0, 'b', 'x'}; /* itself a cell: key "b", value "x" */
+    struct pgs__item items[3] = {{{"a", 1}, {val, 40}}, {{"b", 1}, {"y", 1}}, {{"c", 1}, {"z", 1}}};
+    CHECK_REFUSED(pgs__node_build(&nd, PGS__TREE_TEST, 0, items, 3),
+                  nd.slot[1].off = (uint16_t)(nd.slot[0].off + PGS__LEAF_CELL_HEAD + 1));
+}
+
+TEST(keys_of_the_highest_bytes_are_found)
+{
+    struct pgs__node nd;
+    uint8_t keys[24][24];
+    struct pgs__item items[24];
+    for (unsigned i = 0; i < 24; i++) {
+        memset(keys[i], 0xff, sizeof keys[i]);
+        items[i] = (struct pgs__item){{keys[i], i}, {"", 0}};
+    }
+    keys[23][0] = 0x7f; /* so that the others share nothing with the first */
+    struct pgs__item first = items[23];
+    memmove(items + 1, items, 23 * sizeof items[0]);
+    items[0] = items[1];
+    items[1] = first;
+    pgs__node_build(&nd, PGS__TREE_TEST, 0, items, 24);
+    CHECK_EQ(pgs__node_validate(&nd), 0);
+    for (unsigned i = 0; i < 24; i++) {
+        bool found;
+        CHECK_EQ(pgs__node_search(&nd, items[i].key.p, items[i].key.len, &found), i);
+        CHECK(found);
+    }
+    bool found;
+    memset(keys[0], 0xff, 24);
+    CHECK_EQ(pgs__node_search(&nd, keys[0], 24, &found), 24);
+    CHECK(!found);
+}
+
+/* --- single promises --------------------------------------------------------------------------------------------------------------- */
 
 static struct pgs_ptr build_numbered(struct world *w, size_t n, bool ascending)
 {
@@ -669,6 +782,31 @@ TEST(a_diff_reads_only_what_changed)
         if (visits > n_dirty + n_dead + 2 * n + 4)
             TEST_FAIL("round %u: %llu visits for %llu written and %zu dead nodes", round, (unsigned long long)visits,
                       (unsigned long long)n_dirty, n_dead);
+    }
+    world_close(&w);
+}
+
+TEST(a_diff_steps_back_where_a_vanished_node_moved_a_separator)
+{
+    struct world w;
+    world_open(&w);
+    struct pgs__edit *e = edit_at(&w, (struct pgs_ptr){0});
+    static const uint8_t val[1500];
+    char key[24];
+    for (unsigned i = 0; i < 300; i++) /* two to a leaf, three levels */
+        CHECK_OK(pgs__edit_put(e, key, (size_t)snprintf(key, sizeof key, "%020u", i), val, sizeof val, &err));
+    struct pgs__tree a = tree_at(&w, commit(&w, e));
+    e = edit_at(&w, a.root); /* the first leaf goes: the second one's separator becomes the empty key */
+    CHECK_OK(pgs__edit_del(e, "00000000000000000000", 20, &err));
+    CHECK_OK(pgs__edit_del(e, "00000000000000000001", 20, &err));
+    CHECK_EQ(pgs__edit_n_dirty(e), 2);
+    struct pgs__tree b = tree_at(&w, commit(&w, e));
+    for (int turn = 0; turn < 2; turn++) {
+        unsigned n = 0;
+        uint64_t before = pgs__tree_n_visits();
+        CHECK_OK(turn ? pgs__tree_diff(&b, &a, count_diff, &n, &err) : pgs__tree_diff(&a, &b, count_diff, &n, &err));
+        CHECK_EQ(n, 2);
+        CHECK_EQ(pgs__tree_n_visits() - before, 2 + 3 + 1 + 2); /* written, dead, one neighbour; roots twice */
     }
     world_close(&w);
 }
