@@ -59,7 +59,7 @@ int pgs__type_bytes(const struct pgs_type *type, uint64_t *n_bytes, struct pgs_e
 /* API.md: 1 to 1,024 bytes of UTF-8, parts (between '/') 1 to 250 bytes, none "." or "..", no NUL (hidden names: a leading NUL, then anything up to 1,024). */
 int pgs__name_check(const void *key, size_t len, struct pgs_error *err);
 /* Name rules of a set: `a` and `a/b` do not coexist, nor do names that meet in the file view ("x" an array shows as "x.npy": collides with bytes named "x.npy"; pickled "x" with "x.pkl").
- * Would adding `key` of `kind` to catalog `t` break them? 0; or -PGS_EEXIST naming both (the other key also in *other, up to PGS_MAX_KEY bytes). The key itself is ignored. */
+ * Would adding `key` of `kind` to catalog `t` break them? 0; or -PGS_EEXIST naming both. An object that already has this very key is ignored: it is replaced. */
 int pgs__name_fits(const struct pgs__tree *t, const void *key, size_t len, enum pgs_kind kind, struct pgs_error *err);
 /* The name in the file view: key + ".npy" for arrays, ".pkl" for pickles and plain objects, as it is for bytes. Returns its length; buf ≥ PGS_MAX_KEY + 4. */
 size_t pgs__name_in_view(const void *key, size_t len, enum pgs_kind kind, char *buf);

@@ -55,14 +55,14 @@ int pgs__content_runs(struct pgs__pagefile *pf, const struct pgs__content *c, ui
 /* Nodes of its map tree (to kill or verify them). */
 int pgs__content_nodes(struct pgs__pagefile *pf, const struct pgs__content *c, pgs__node_fn fn, void *ctx,
                        struct pgs_error *err);
-/* Copy bytes [off, off + len) to buf: holes as zeros. For compares, copies out and verification. */
+/* Copy bytes [off, off + len) to buf: holes as zeros. Up to the end of the last page may be asked for; beyond it is -PGS_EINVAL. For compares, copies out and verification. */
 int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t off, void *buf, uint64_t len,
                       struct pgs_error *err);
 /* Verify: blobs against xxh, arrays against page checksums. *n_unverified: pages without a checksum. -PGS_ECORRUPT at the first bad page. */
 int pgs__content_verify(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t *n_unverified,
                         struct pgs_error *err);
 /* Logical page ranges [lo, hi) whose backing differs between two contents of the same object (different runs, hole against run, beyond the other's end): by map
- * diff, in time proportional to the difference. Bytes may still be equal. fn's nonzero return ends the walk. */
+ * diff, in time proportional to the difference. Bytes may still be equal. INLINE beside anything but the same bytes differs as a whole. fn's nonzero return ends the walk. */
 typedef int (*pgs__range_fn)(void *ctx, uint64_t lo, uint64_t hi);
 int pgs__content_diff(struct pgs__pagefile *pf, const struct pgs__content *a, const struct pgs__content *b,
                       pgs__range_fn fn, void *ctx, struct pgs_error *err);
@@ -75,14 +75,16 @@ struct pgs__content_edit *
 pgs__content_edit_new(struct pgs__pagefile *pf,
                       const struct pgs__content *base);   /* NULL base: empty MAP content of 0 bytes */
 void pgs__content_edit_free(struct pgs__content_edit *e); /* accepts NULL */
-/* Logical pages [at, at + run.n_pages) are now `run`. page_xxh: its checksums, or NULL (recorded as 0). */
+/* After an error the edit can only be freed. */
+/* Logical pages [at, at + run.n_pages) are now `run`; they may lie beyond the size until pgs__content_finish. page_xxh: its checksums, or NULL (recorded as 0). */
 int pgs__content_set(struct pgs__content_edit *e, struct pgs_lpno at, struct pgs_run run, uint64_t birth,
                      const uint64_t *page_xxh, struct pgs_error *err);
 /* Logical pages [lo, hi) become a hole. */
 int pgs__content_punch(struct pgs__content_edit *e, uint64_t lo, uint64_t hi, struct pgs_error *err);
 /* New logical size; shrinking drops pages beyond (the caller has zeroed the rest of a last partial page by pgs__content_set). */
 int pgs__content_resize(struct pgs__content_edit *e, uint64_t n_bytes, struct pgs_error *err);
-/* Runs of the base that are no longer referenced, as (run, birth); merged where adjacent. Valid until free. */
+/* Runs of the base that are no longer referenced, as (run, birth); ascending, merged where adjacent, once for each reference that the base had. Valid until the next
+ * call or free. */
 struct pgs__dead_run {
     struct pgs_run run;
     uint64_t birth;

@@ -10,8 +10,8 @@
  *   FRESH   MAP_SHARED, writable, over runs that the caller claimed (t.empty); turned private at publish, at abort and in forked children.
  *
  *   I1  Holes are anonymous zero memory, never unbacked pages of the file (HAZARDS 17); in writable memory with MADV_NOHUGEPAGE (18).
- *   I2  Never more mappings than the budget: small isolated runs are copied into a private base mapping, and remembered in a bitmap so that they do not
- *       look dirty (compare with the base instead).
+ *   I2  Never more mappings than the budget: small isolated runs are copied into a private base mapping. The kernel takes them for written; the comparison with
+ *       the base, which every reported page undergoes, takes them out again.
  *   I3  After pgs__mem_detach a COW or FRESH memory is harmless private memory; the file cannot be reached through it.
  *   I4  The list of FRESH memories of the process is walked by the fork hook of the child without allocation.
  */
@@ -31,7 +31,7 @@ struct pgs__mem {
     uint64_t reserved; /* bytes of address space held, ≥ mapped */
     long n_maps;       /* charged to the budget */
     bool heap;         /* addr - pad is heap memory */
-    struct pgs__mem_priv *priv; /* base content, patch bitmap, fresh runs */
+    struct pgs__mem_priv *priv; /* base content, fresh runs; NULL for READ */
 };
 
 int pgs__mem_read(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__mem *out, struct pgs_error *err);
@@ -47,9 +47,11 @@ void pgs__mem_close(struct pgs__pagefile *pf, struct pgs__mem *m); /* accepts a 
 /* Byte offsets of pages [lo, hi) that differ or may differ from the base, whole pages, ascending. `exact` ones were written; after comparing, pages with equal bytes are left
  * out: a page is reported only if its bytes differ from the base. COW only. */
 int pgs__mem_dirty(struct pgs__pagefile *pf, struct pgs__mem *m, pgs__range_fn fn, void *ctx, struct pgs_error *err);
-/* Grow or shrink within the reservation: new bytes read zero. -PGS_E2BIG: the reservation is too small and somebody may hold pointers. COW only. */
+/* Grow or shrink within the reservation: new bytes read zero, also where the base had bytes before it was shrunk (such pages are reported as dirty unless the base has a
+ * hole there). -PGS_E2BIG: the reservation is too small and somebody may hold pointers. COW only. */
 int pgs__mem_resize(struct pgs__pagefile *pf, struct pgs__mem *m, uint64_t n_bytes, struct pgs_error *err);
-/* COW: drop all private pages so that it shows `c` again (rollback: the caller then copies saved pages back). */
+/* COW: drop all private pages so that it shows `c` again, in its size (rollback: the caller then resizes and copies saved pages back). After an error what it shows is
+ * undefined. */
 int pgs__mem_reset(struct pgs__pagefile *pf, struct pgs__mem *m, struct pgs_error *err);
 /* FRESH: make it private (before checksums are taken and the root is published). COW: nothing to do. */
 int pgs__mem_detach(struct pgs__pagefile *pf, struct pgs__mem *m, struct pgs_error *err);

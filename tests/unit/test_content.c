@@ -491,6 +491,35 @@ TEST(many_changes_in_one_edit_need_memory_for_their_outcome_only)
     world_close(&w);
 }
 
+/* A page that was freed and used again between the two contents has another birth. */
+TEST(one_page_with_two_births_is_a_difference)
+{
+    struct world w;
+    world_open(&w);
+    struct pgs__content c[2];
+    struct pgs_run run = take(&w, 3);
+    for (uint64_t k = 0; k < 2; k++) {
+        struct pgs__content_edit *e = edit_of(&w, NULL);
+        CHECK_OK(pgs__content_resize(e, 9 * 4096, &err));
+        CHECK_OK(pgs__content_set(e, (struct pgs_lpno){4}, run, 5 + k, NULL, &err));
+        c[k] = commit(&w, e);
+    }
+    struct ranges r = {0};
+    CHECK_OK(pgs__content_diff(&w.pf, &c[0], &c[1], see_range, &r, &err));
+    CHECK(!r.in[3] && r.in[4] && r.in[6] && !r.in[7]);
+    struct pgs__content x = {.form = PGS__FORM_EXTENT,
+                             .n_bytes = 3 * 4096,
+                             .n_stored = 3,
+                             .page = run.page,
+                             .birth = 5},
+                        y = x;
+    y.birth = 6;
+    memset(&r, 0, sizeof r);
+    CHECK_OK(pgs__content_diff(&w.pf, &x, &y, see_range, &r, &err));
+    CHECK(r.in[0] && r.in[2] && !r.in[3]);
+    world_close(&w);
+}
+
 /* --- bytes and checksums ------------------------------------------------------------------------------------------------------------ */
 TEST(bytes_are_read_across_runs_and_holes)
 {

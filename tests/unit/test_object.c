@@ -133,6 +133,88 @@ TEST(random_bytes_and_flipped_bits_are_damage_or_a_record)
     CHECK(good > 3000 && bad > 3000);
 }
 
+/* One byte of a good record, and what it becomes. */
+struct wrong {
+    const char *what;
+    unsigned at;
+    uint8_t byte;
+};
+static void check_wrong(const struct pgs__object *o, const struct wrong *wrong, size_t n)
+{
+    uint8_t good[PGS__RECORD_MAX], bad[PGS__RECORD_MAX];
+    size_t len;
+    CHECK_OK(pgs__object_encode(o, good, &len, &err));
+    CHECK(decodes(good, len));
+    for (size_t i = 0; i < n; i++) {
+        memcpy(bad, good, len);
+        CHECK(wrong[i].at < len && bad[wrong[i].at] != wrong[i].byte);
+        bad[wrong[i].at] = wrong[i].byte;
+        if (decodes(bad, len)) TEST_FAIL("accepted: %s", wrong[i].what);
+    }
+    CHECK(!decodes(good, len - 1) && !decodes(good, 95) && !decodes(good, 0));
+}
+
+TEST(every_rule_of_a_record_is_checked)
+{
+    static const struct wrong array[] = {
+        {"kind 0", 0, 0},
+        {"kind 6", 0, 6},
+        {"bytes with a type", 0, 2},
+        {"form 0", 1, 0},
+        {"form 4", 1, 4},
+        {"an array as inline", 1, 1},
+        {"order", 2, 0},
+        {"more dimensions", 3, 3},
+        {"fewer dimensions", 3, 1},
+        {"unknown flag", 4, 2},
+        {"inline bytes", 6, 1},
+        {"n_bytes", 24, 1},
+        {"n_bytes beyond 2^46", 30, 1},
+        {"n_stored", 32, 1},
+        {"itemsize", 40, 4},
+        {"dtype_len", 44, 2},
+        {"page 0", 49, 0},
+        {"map without a page", 80, 1},
+        {"shape", 96, 7},
+        {"negative shape", 103, 0x80},
+        {"shape that overflows", 102, 0x7f},
+    };
+    struct pgs__object o = {.kind = PGS_KIND_ARRAY,
+                            .id = 1,
+                            .version = 1,
+                            .order = 'C',
+                            .ndim = 2,
+                            .itemsize = 8,
+                            .dtype = "<f8",
+                            .dtype_len = 3};
+    o.shape[0] = 100;
+    o.shape[1] = 20;
+    o.content =
+        (struct pgs__content){.form = PGS__FORM_EXTENT, .n_bytes = 16000, .n_stored = 4, .page = {256}, .birth = 9};
+    check_wrong(&o, array, PGS_ARRAY_LEN(array));
+
+    static const struct wrong map[] = {
+        {"extent of another size", 1, 2},     {"second word", 56, 1},         {"third word", 64, 1},
+        {"more pages than there are", 32, 5}, {"pages without a map", 72, 0},
+    };
+    o.content = (struct pgs__content){.form = PGS__FORM_MAP, .n_bytes = 16000, .n_stored = 3, .map = {7, 1, 2}};
+    check_wrong(&o, map, PGS_ARRAY_LEN(map));
+
+    static const struct wrong dir[] = {{"an array without a type", 0, 1},
+                                       {"a form of its own", 1, 3},
+                                       {"ndim", 3, 1},
+                                       {"itemsize", 40, 1},
+                                       {"dtype_len", 44, 1},
+                                       {"order", 2, 'C'}};
+    o = (struct pgs__object){.kind = PGS_KIND_DIR, .content = {.form = PGS__FORM_INLINE}};
+    check_wrong(&o, dir, PGS_ARRAY_LEN(dir));
+
+    o.content.n_bytes = 1; /* the encoder refuses the same */
+    uint8_t buf[PGS__RECORD_MAX];
+    size_t len;
+    CHECK_ERR(pgs__object_encode(&o, buf, &len, NULL), PGS_EBUG);
+}
+
 TEST(a_type_out_of_line_is_verified_before_it_is_used)
 {
     struct world w;
