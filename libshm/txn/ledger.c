@@ -24,6 +24,14 @@ int pgs__lseek(struct pgs__ledger *l, struct pgs__meta_cursor *c, enum pgs__seek
     return rc ? rc : same_letter(c, (char)key[0]);
 }
 
+int pgs__lseek_new(struct pgs__ledger *l, struct pgs__meta_cursor *c, enum pgs__seek how, const uint8_t *key,
+                   size_t len, struct pgs_error *err)
+{
+    l->n_touched++;
+    int rc = pgs__meta_seek_new(c, &l->meta, how, key, len, err);
+    return rc ? rc : same_letter(c, (char)key[0]);
+}
+
 int pgs__lnext(struct pgs__ledger *l, struct pgs__meta_cursor *c, char letter, struct pgs_error *err)
 {
     l->n_touched++;
@@ -42,8 +50,8 @@ int pgs__lput_u64(struct pgs__ledger *l, const uint8_t *key, size_t len, uint64_
                   struct pgs_error *err)
 {
     l->n_touched++;
-    return fresh ? pgs__meta_add(&l->meta, key, len, &val, sizeof val, err)
-                 : pgs__meta_put(&l->meta, key, len, &val, sizeof val, err);
+    size_t n = val ? 8u - (unsigned)__builtin_clzll(val) / 8u : 1u; /* little-endian, as the whole format */
+    return fresh ? pgs__meta_add(&l->meta, key, len, &val, n, err) : pgs__meta_put(&l->meta, key, len, &val, n, err);
 }
 
 int pgs__ldel(struct pgs__ledger *l, const uint8_t *key, size_t len, struct pgs_error *err)
@@ -54,20 +62,29 @@ int pgs__ldel(struct pgs__ledger *l, const uint8_t *key, size_t len, struct pgs_
 
 int pgs__lkey(const struct pgs__meta_cursor *c, unsigned ints, uint64_t *out, struct pgs_error *err)
 {
-    if (c->key.len != 1 + 8 * (size_t)ints)
-        return pgs__fail_corrupt(err, "the ledger", "a key of %zu bytes under '%c'", c->key.len,
-                                 *(const char *)c->key.p);
-    for (unsigned i = 0; i < ints; i++) out[i] = pgs__get_be64((const uint8_t *)c->key.p + 1 + 8 * i);
+    const uint8_t *p = (const uint8_t *)c->key.p + 1, *end = p - 1 + c->key.len;
+    for (unsigned i = 0; i < ints; i++) {
+        if (p == end || *p > 8 || end - p <= *p) goto bad;
+        out[i] = 0;
+        for (unsigned n = *p++; n > 0; n--) out[i] = out[i] << 8 | *p++;
+    }
+    if (p == end) return 0;
+bad:
+    return pgs__fail_corrupt(err, "the ledger", "a key of %zu bytes under '%c'", c->key.len, *(const char *)c->key.p);
+}
+
+int pgs__lval_num(struct pgs_span val, char letter, uint64_t *out, struct pgs_error *err)
+{
+    if (val.len < 1 || val.len > 8)
+        return pgs__fail_corrupt(err, "the ledger", "a value of %zu bytes under '%c'", val.len, letter);
+    *out = 0;
+    memcpy(out, val.p, val.len);
     return 0;
 }
 
 int pgs__lval_u64(const struct pgs__meta_cursor *c, uint64_t *out, struct pgs_error *err)
 {
-    if (c->val.len != 8)
-        return pgs__fail_corrupt(err, "the ledger", "a value of %zu bytes under '%c'", c->val.len,
-                                 *(const char *)c->key.p);
-    *out = pgs__get_u64(c->val.p);
-    return 0;
+    return pgs__lval_num(c->val, *(const char *)c->key.p, out, err);
 }
 
 int pgs__lentry(struct pgs__ledger *l, const struct pgs__meta_cursor *c, struct pgs__entry *e, struct pgs_error *err)
@@ -77,15 +94,17 @@ int pgs__lentry(struct pgs__ledger *l, const struct pgs__meta_cursor *c, struct 
     uint64_t k[3];
     int rc = pgs__lkey(c, ints, k, err);
     if (rc) return rc;
-    if (c->val.len != (letter == 'r' ? 16u : 8u))
-        return pgs__fail_corrupt(err, "the ledger", "a value of %zu bytes under '%c'", c->val.len, letter);
-    uint64_t v = pgs__get_u64(c->val.p);
-    *e = (struct pgs__entry){.page = k[ints - 1], .n = v & ~PGS__NODE_BIT, .node = (v & PGS__NODE_BIT) != 0};
-    if (letter == 'd') e->b = k[1];
-    if (letter != 'r')
-        e->a = k[0];
-    else
-        e->count = pgs__get_u64((const uint8_t *)c->val.p + 8);
+    if (letter == 'r') {
+        if (c->val.len != 16) return pgs__fail_corrupt(err, "the ledger", "a count of %zu bytes", c->val.len);
+        *e = (struct pgs__entry){
+            .page = k[0], .n = pgs__get_u64(c->val.p), .count = pgs__get_u64((const uint8_t *)c->val.p + 8)};
+    } else {
+        uint64_t v;
+        rc = pgs__lval_u64(c, &v, err);
+        if (rc) return rc;
+        *e = (struct pgs__entry){
+            .a = k[0], .b = letter == 'd' ? k[1] : 0, .page = k[ints - 1], .n = v >> 1, .node = v & 1};
+    }
     uint64_t hw = l->meta.hdr.hw_pages;
     if (e->n == 0 || e->n > hw || e->page > hw - e->n)
         return pgs__fail_corrupt(err, "the ledger", "pages %llu + %llu under '%c' are beyond the file",
@@ -103,18 +122,28 @@ int pgs__lcounter_sub(uint64_t *counter, uint64_t n, const char *what, struct pg
 }
 
 /* --- chain ------------------------------------------------------------------------------------------------------------------ */
-int pgs__lchain_get(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__chain *out, struct pgs_error *err)
+int pgs__lchain_raw(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__chain *out, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     struct pgs_span val;
     l->n_touched++;
-    int rc = pgs__meta_get(&l->meta, key, pgs__key1(key, 'c', gen), &val, err);
+    int rc = pgs__meta_get(&l->meta, key, pgs__meta_key1(key, 'c', gen), &val, err);
     if (rc) return rc;
     if (val.len != sizeof *out)
         return pgs__fail_corrupt(err, "the ledger", "the chain entry of generation %llu has %zu bytes",
                                  (unsigned long long)gen, val.len);
     memcpy(out, val.p, sizeof *out);
-    rc = pgs__meta_get(&l->meta, key, pgs__key1(key, 'x', gen), &val, err);
+    out->flags = 0;
+    return 0;
+}
+
+int pgs__lchain_get(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__chain *out, struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    struct pgs_span val;
+    int rc = pgs__lchain_raw(l, gen, out, err);
+    if (rc) return rc;
+    rc = pgs__meta_get(&l->meta, key, pgs__meta_key1(key, 'x', gen), &val, err);
     if (rc && rc != -PGS_ENOENT) return rc;
     out->flags = rc == 0 ? PGS__CHAIN_EXPIRED : 0;
     return 0;
@@ -125,7 +154,7 @@ int pgs__lchain_put(struct pgs__ledger *l, pgs_gen_t gen, const struct pgs__chai
     uint8_t key[KEY_MAX];
     struct pgs__chain stored = *c;
     stored.flags = 0;
-    size_t len = pgs__key1(key, 'c', gen);
+    size_t len = pgs__meta_key1(key, 'c', gen);
     l->n_touched++;
     return fresh ? pgs__meta_add(&l->meta, key, len, &stored, sizeof stored, err)
                  : pgs__meta_put(&l->meta, key, len, &stored, sizeof stored, err);
@@ -136,7 +165,7 @@ int pgs__lchain_prev(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t *prev, stru
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
     *prev = 0;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key1(key, 'c', gen), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, 'c', gen), err);
     if (rc) return rc == -PGS_ENOENT ? 0 : rc;
     return pgs__lkey(&c, 1, prev, err);
 }
@@ -146,13 +175,8 @@ int pgs__lversion_gen(struct pgs__ledger *l, uint64_t version, pgs_gen_t *gen, s
     uint8_t key[KEY_MAX];
     struct pgs_span val;
     l->n_touched++;
-    int rc = pgs__meta_get(&l->meta, key, pgs__key1(key, 'v', version), &val, err);
-    if (rc) return rc;
-    if (val.len != 8)
-        return pgs__fail_corrupt(err, "the ledger", "version %llu has an entry of %zu bytes",
-                                 (unsigned long long)version, val.len);
-    *gen = pgs__get_u64(val.p);
-    return 0;
+    int rc = pgs__meta_get(&l->meta, key, pgs__meta_key1(key, 'v', version), &val, err);
+    return rc ? rc : pgs__lval_num(val, 'v', gen, err);
 }
 
 int pgs__lexpired_mark(struct pgs__ledger *l, pgs_gen_t gen, uint64_t n_pages, struct pgs_error *err)
@@ -160,7 +184,7 @@ int pgs__lexpired_mark(struct pgs__ledger *l, pgs_gen_t gen, uint64_t n_pages, s
     uint8_t key[KEY_MAX];
     if (pgs__grow(&l->expired_now, &l->cap_expired_now, l->n_expired_now + 1, sizeof *l->expired_now))
         return pgs__fail(err, PGS_ENOMEM, "out of memory for expired versions");
-    int rc = pgs__lput_u64(l, key, pgs__key1(key, 'x', gen), n_pages, true, err);
+    int rc = pgs__lput_u64(l, key, pgs__meta_key1(key, 'x', gen), n_pages, true, err);
     if (rc) return rc;
     l->expired_now[l->n_expired_now++] = gen;
     l->meta.hdr.n_expired++;
@@ -200,7 +224,7 @@ static int begin_first(struct pgs__ledger *l, uint64_t version, uint64_t now_ns,
     h->version = h->first_version = h->expire_hint = version;
     h->time_ns = l->now_ns = now_ns;
     h->n_kept = 1;
-    int rc = pgs__lput_u64(l, key, pgs__key1(key, 'v', version), l->gen, true, err);
+    int rc = pgs__lput_u64(l, key, pgs__meta_key1(key, 'v', version), l->gen, true, err);
     return rc ? rc : pgs__lspace_create(l, err);
 }
 
@@ -226,7 +250,7 @@ static int begin_version(struct pgs__ledger *l, uint64_t version, uint64_t now_n
     h->version = version;
     h->time_ns = l->now_ns;
     h->n_kept++;
-    return pgs__lput_u64(l, key, pgs__key1(key, 'v', version), l->gen, true, err);
+    return pgs__lput_u64(l, key, pgs__meta_key1(key, 'v', version), l->gen, true, err);
 }
 
 /* Maintenance: the version goes on in the new generation; the superseded one is expired at once and lives only while somebody has it pinned. */
@@ -242,9 +266,9 @@ static int begin_same(struct pgs__ledger *l, struct pgs_error *err)
     l->now_ns = l->head.time_ns;
     int rc = pgs__lchain_put(l, l->head.gen, &c, true, err);
     if (!rc) rc = pgs__lexpired_mark(l, l->head.gen, 0, err);
-    if (!rc) rc = pgs__lput_u64(l, key, pgs__key1(key, 'v', l->head.version), l->gen, false, err);
+    if (!rc) rc = pgs__lput_u64(l, key, pgs__meta_key1(key, 'v', l->head.version), l->gen, false, err);
     if (rc) return rc;
-    rc = pgs__lseek(l, &cur, PGS__SEEK_LT, key, pgs__key1(key, 'v', l->head.version), err);
+    rc = pgs__lseek(l, &cur, PGS__SEEK_LT, key, pgs__meta_key1(key, 'v', l->head.version), err);
     if (rc) return rc == -PGS_ENOENT ? 0 : rc;
     return pgs__lval_u64(&cur, &l->x_floor, err);
 }
@@ -290,7 +314,7 @@ static int bury_record(struct pgs__ledger *l, struct pgs_error *err)
     int rc = 0;
     if (l->x_pages) {
         h->pages_expired += l->x_pages;
-        rc = pgs__lput_u64(l, key, pgs__key1(key, 'x', l->head.gen), l->x_pages, false, err);
+        rc = pgs__lput_u64(l, key, pgs__meta_key1(key, 'x', l->head.gen), l->x_pages, false, err);
         l->x_pages = 0;
     }
     if (rc || l->old_record_done || l->head.gen == 0) return rc;

@@ -117,6 +117,9 @@ int pgs__ledger_prepare(struct pgs__ledger *l, uint64_t *n_nodes, uint64_t *n_re
 int pgs__ledger_finish(struct pgs__ledger *l, const struct pgs_pgno *node_pages, void *node_buf,
                        struct pgs_pgno record_page, void *record_buf, struct pgs__root *root, struct pgs_error *err);
 
+/* Does the head refer to any page of the run more than once? */
+int pgs__ledger_is_shared(struct pgs__ledger *l, struct pgs_run run, bool *shared, struct pgs_error *err);
+
 /* --- the ledger's own verifier --------------------------------------------------------------------------------------- */
 enum pgs__page_state {
     PGS__PAGE_FREE = 1,
@@ -147,6 +150,9 @@ int pgs__space_find_chunks(struct pgs__ledger *l, const struct pgs__free_query *
 /* A partly free chunk of that kind ('N' or 'D') with at least min_pages in one run, claimed. -PGS_ENOENT: none (take a whole chunk instead). Looks at no more than 256 entries, beginning at `*hint` (a page number; 0 at first), which moves on. */
 int pgs__space_find_partial(struct pgs__ledger *l, const struct pgs__free_query *q, char kind, uint64_t min_pages,
                             uint64_t *hint, uint64_t *chunk, struct pgs_error *err);
+/* Whole free chunks below chunk number `below`, highest first, at most max of them. */
+int pgs__space_free_below(struct pgs__ledger *l, uint64_t below, uint64_t max, uint64_t *list, uint64_t *n,
+                          struct pgs_error *err);
 /* All free runs inside one chunk, of both kinds and 'W' or beyond hw (then the whole chunk). */
 int pgs__space_runs_of(struct pgs__ledger *l, uint64_t chunk, int (*fn)(void *ctx, struct pgs_run run), void *ctx,
                        struct pgs_error *err);

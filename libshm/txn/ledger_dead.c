@@ -14,52 +14,50 @@ static int overlap_bug(const char *where, uint64_t page, uint64_t n, struct pgs_
                      (unsigned long long)n, where);
 }
 
-/* Put [page, page + n) under prefix (key: letter, ints…, page), joined with its neighbours of the same prefix and kind. */
+/* Put [page, page + n) under prefix (key: letter, numbers…, page), joined with its neighbours of the same prefix and kind. Prefixes
+ * name this commit (its limbo, the bucket of what it kills), so nothing under them is older. */
 static int run_insert(struct pgs__ledger *l, const uint8_t *prefix, size_t prefix_len, struct pgs__entry e,
                       const char *where, struct pgs_error *err)
 {
     struct pgs__meta_cursor c;
     uint8_t key[KEY_MAX];
-    size_t len = prefix_len + 8;
-    memcpy(key, prefix, prefix_len);
-    pgs__put_be64(key + prefix_len, e.page + e.n);
     bool extends = false;
     uint64_t end = e.page + e.n;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, len, err);
+    memcpy(key, prefix, prefix_len);
+    size_t len = prefix_len + pgs__meta_key_num(key + prefix_len, end);
+    int rc = pgs__lseek_new(l, &c, PGS__SEEK_LE, key, len, err);
     for (int i = 0; i < 2 && rc == 0; i++) { /* the run behind, the run before */
         struct pgs__entry o;
-        if (c.key.len != len || memcmp(c.key.p, prefix, prefix_len) != 0) break;
+        if (c.key.len < prefix_len || memcmp(c.key.p, prefix, prefix_len) != 0) break;
         rc = pgs__lentry(l, &c, &o, err);
         if (rc) return rc;
         if (o.page < end && o.page + o.n > e.page) return overlap_bug(where, e.page, e.n, err);
-        if (o.page == end) {
-            if (o.node == e.node) {
-                e.n += o.n; /* its key is the one that was looked for */
-                rc = pgs__ldel(l, key, len, err);
-                if (rc) return rc;
-                rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, len, err);
-            } else {
-                rc = pgs__lprev(l, &c, (char)prefix[0], err);
+        if (o.page != end) {
+            extends = o.page + o.n == e.page && o.node == e.node;
+            if (extends) {
+                e.page = o.page;
+                e.n += o.n;
             }
-            continue;
+            break;
         }
-        extends = o.page + o.n == e.page && o.node == e.node;
-        if (extends) {
-            e.page = o.page;
-            e.n += o.n;
+        if (o.node == e.node) {
+            e.n += o.n; /* its key is the one that was looked for */
+            rc = pgs__ldel(l, key, len, err);
+            if (!rc) rc = pgs__lseek_new(l, &c, PGS__SEEK_LT, key, len, err);
+        } else {
+            rc = pgs__lprev(l, &c, (char)prefix[0], err);
         }
-        break;
     }
     if (rc && rc != -PGS_ENOENT) return rc;
-    pgs__put_be64(key + prefix_len, e.page);
-    return pgs__lput_u64(l, key, len, e.n | (e.node ? PGS__NODE_BIT : 0), !extends, err);
+    len = prefix_len + pgs__meta_key_num(key + prefix_len, e.page);
+    return pgs__lput_u64(l, key, len, e.n << 1 | e.node, !extends, err);
 }
 
 int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err)
 {
     uint8_t prefix[KEY_MAX];
     l->meta.hdr.pages_dead += e->n;
-    return run_insert(l, prefix, pgs__key2(prefix, 'd', e->a, e->b), *e, "a deadlist", err);
+    return run_insert(l, prefix, pgs__meta_key2(prefix, 'd', e->a, e->b), *e, "a deadlist", err);
 }
 
 int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node, struct pgs_error *err)
@@ -67,7 +65,7 @@ int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node,
     uint8_t prefix[KEY_MAX];
     l->meta.hdr.pages_limbo += n;
     struct pgs__entry e = {.page = page, .n = n, .node = node};
-    return run_insert(l, prefix, pgs__key1(prefix, 'm', l->gen), e, "limbo", err);
+    return run_insert(l, prefix, pgs__meta_key1(prefix, 'm', l->gen), e, "limbo", err);
 }
 
 int pgs__ledger_limbo(struct pgs__ledger *l, struct pgs_run run, bool is_node, struct pgs_error *err)
@@ -86,7 +84,7 @@ static int held_in_bucket(struct pgs__ledger *l, pgs_gen_t bucket, pgs_gen_t flo
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
     struct pgs__entry e;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key3(key, 'd', bucket, floor + 1, 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key3(key, 'd', bucket, floor + 1, 0), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'd', err)) {
         rc = pgs__lentry(l, &c, &e, err);
         if (rc) return rc;
@@ -102,7 +100,7 @@ int pgs__lheld(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t floor, uint64_t *
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'b', gen, 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'b', gen, 0), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'b', err)) {
         uint64_t k[2];
         rc = pgs__lkey(&c, 2, k, err);
@@ -123,7 +121,7 @@ int pgs__ledger_bytes_held(struct pgs__ledger *l, pgs_gen_t lo, pgs_gen_t hi, ui
     uint64_t floor, pages = 0, visited = 0;
     int rc = pgs__lchain_prev(l, lo, &floor, err);
     if (rc) return rc;
-    rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'c', lo), err);
+    rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'c', lo), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'c', err)) {
         uint64_t gen;
         rc = pgs__lkey(&c, 1, &gen, err);
@@ -138,26 +136,47 @@ int pgs__ledger_bytes_held(struct pgs__ledger *l, pgs_gen_t lo, pgs_gen_t hi, ui
 }
 
 /* --- limbo to free ------------------------------------------------------------------------------------------------------------ */
+#define RECLAIM_BATCH 16
+
+static int oldest_limbo(struct pgs__ledger *l, pgs_gen_t limit, struct pgs__entry *out, uint64_t max, size_t *n,
+                        struct pgs_error *err)
+{
+    struct pgs__meta_cursor c;
+    *n = 0;
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, (const uint8_t *)"m", 1, err);
+    while (rc == 0 && *n < max) {
+        rc = pgs__lentry(l, &c, &out[*n], err);
+        if (rc || out[*n].a > limit) return rc;
+        ++*n;
+        rc = *n < max ? pgs__lnext(l, &c, 'm', err) : 0;
+    }
+    return rc == -PGS_ENOENT ? 0 : rc;
+}
+
+static int leave_limbo(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    int rc = pgs__ldel(l, key, pgs__meta_key2(key, 'm', e->a, e->page), err);
+    if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_limbo, e->n, "pages in limbo", err);
+    return rc ? rc : pgs__ledger_give(l, (struct pgs_run){{e->page}, e->n}, e->node, err);
+}
+
 int pgs__ledger_reclaim(struct pgs__ledger *l, pgs_gen_t durable, pgs_gen_t min_meta_pin, uint64_t budget,
                         void (*freed)(void *ctx, struct pgs_run run), void *ctx, struct pgs_error *err)
 {
     pgs_gen_t limit = pgs__min_u64(PGS_PLANTED(6) ? UINT64_MAX : durable, min_meta_pin);
     limit = PGS_PLANTED(3) && limit < UINT64_MAX ? limit + 1 : pgs__min_u64(limit, l->gen - 1);
-    while (budget-- > 0) {
-        uint8_t key[KEY_MAX];
-        struct pgs__meta_cursor c;
-        struct pgs__entry e;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'm', 0), err);
-        if (rc) return rc == -PGS_ENOENT ? 0 : rc;
-        rc = pgs__lentry(l, &c, &e, err);
-        if (rc) return rc;
-        if (e.a > limit) return 0;
-        rc = pgs__ldel(l, key, pgs__key2(key, 'm', e.a, e.page), err);
-        if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_limbo, e.n, "pages in limbo", err);
-        struct pgs_run run = {{e.page}, e.n};
-        if (!rc) rc = pgs__ledger_give(l, run, e.node, err);
-        if (rc) return rc;
-        if (freed) freed(ctx, run);
+    while (budget > 0) {
+        struct pgs__entry batch[RECLAIM_BATCH];
+        size_t n;
+        int rc = oldest_limbo(l, limit, batch, pgs__min_u64(budget, RECLAIM_BATCH), &n, err);
+        for (size_t i = 0; i < n && !rc; i++) {
+            struct pgs_run run = {{batch[i].page}, batch[i].n};
+            rc = leave_limbo(l, &batch[i], err);
+            if (!rc && freed) freed(ctx, run);
+        }
+        if (rc || n < RECLAIM_BATCH) return rc;
+        budget -= n;
     }
     return 0;
 }

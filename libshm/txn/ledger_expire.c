@@ -20,6 +20,11 @@ static uint64_t live_pages(const struct pgs__record *h)
     return h->hw_pages > other ? h->hw_pages - other : 0;
 }
 
+static bool counts_bytes(const struct pgs__record *h)
+{
+    return h->history_kind != PGS_HIST_COUNT && h->history_kind != PGS_HIST_AGE_NS && h->history_kind != PGS_HIST_ALL;
+}
+
 static bool over_bytes(const struct pgs__record *h)
 {
     uint64_t limit = h->history_value;
@@ -31,7 +36,7 @@ static bool over_bytes(const struct pgs__record *h)
     return pages > limit >> PGS_PAGE_SHIFT;
 }
 
-/* Does the policy want the oldest untagged version gone? */
+/* Does the policy want the oldest untagged version gone? oldest NULL: can it be, whatever its age? */
 static bool unwanted(const struct pgs__record *h, const struct pgs__chain *oldest, uint64_t now_ns, bool all)
 {
     uint64_t besides = 1 + h->n_tagged; /* the head and tagged ones do not count */
@@ -43,6 +48,7 @@ static bool unwanted(const struct pgs__record *h, const struct pgs__chain *oldes
     case PGS_HIST_COUNT:
         return untagged > h->history_value;
     case PGS_HIST_AGE_NS:
+        if (!oldest) return true;
         return now_ns > oldest->next_time_ns && now_ns - oldest->next_time_ns > h->history_value;
     default:
         return over_bytes(h);
@@ -56,12 +62,15 @@ static int expire_one(struct pgs__ledger *l, uint64_t version, pgs_gen_t gen, ui
     struct pgs__meta_cursor c;
     pgs_gen_t floor = 0; /* the next older version that stays */
     uint64_t held = 0;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key1(key, 'v', version), err);
-    if (!rc) rc = pgs__lval_u64(&c, &floor, err);
-    if (rc && rc != -PGS_ENOENT) return rc;
-    rc = pgs__lheld(l, gen, floor, &held, visited, err);
+    int rc = 0;
+    if (counts_bytes(h)) { /* others do not ask how much expired entries keep */
+        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, 'v', version), err);
+        if (!rc) rc = pgs__lval_u64(&c, &floor, err);
+        if (rc && rc != -PGS_ENOENT) return rc;
+        rc = pgs__lheld(l, gen, floor, &held, visited, err);
+    }
     if (!rc) rc = pgs__lexpired_mark(l, gen, held, err);
-    if (!rc) rc = pgs__ldel(l, key, pgs__key1(key, 'v', version), err);
+    if (!rc) rc = pgs__ldel(l, key, pgs__meta_key1(key, 'v', version), err);
     if (!rc) rc = pgs__lcounter_sub(&h->n_kept, 1, "versions", err);
     if (!rc && h->version >= PGS__LOG_KEPT && version <= h->version - PGS__LOG_KEPT)
         rc = pgs__llog_drop(l, version, err);
@@ -80,13 +89,14 @@ int pgs__ledger_expire(struct pgs__ledger *l, uint64_t now_ns, uint64_t budget, 
         struct pgs__chain entry;
         uint64_t version;
         pgs_gen_t gen;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'v', h->expire_hint), err);
+        if (!unwanted(h, NULL, now_ns, all)) return 0;
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'v', h->expire_hint), err);
         if (!rc) rc = pgs__lkey(&c, 1, &version, err);
         if (rc) return rc == -PGS_ENOENT ? 0 : rc;
         h->expire_hint = version;
         if (version >= h->version) return 0;
         rc = pgs__lval_u64(&c, &gen, err);
-        if (!rc) rc = pgs__lchain_get(l, gen, &entry, err);
+        if (!rc) rc = pgs__lchain_raw(l, gen, &entry, err);
         if (rc == -PGS_ENOENT)
             return pgs__fail_corrupt(err, "the ledger", "version %llu is not in the chain",
                                      (unsigned long long)version);
@@ -110,27 +120,29 @@ struct drop {
 };
 #define MOVE_BATCH 32
 
-/* Runs of `bucket` that nobody needs without d->gen, up to the batch or the budget. */
+/* Runs of `bucket` that nobody needs without d->gen, up to the batch or the budget. *last: there are no more. */
 static int collect(struct pgs__ledger *l, const struct drop *d, pgs_gen_t bucket, struct pgs__entry *out, size_t *n,
-                   struct pgs_error *err)
+                   bool *last, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
     *n = 0;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key3(key, 'd', bucket, d->prev + 1, 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key3(key, 'd', bucket, d->prev + 1, 0), err);
     while (rc == 0 && *n < MOVE_BATCH && *n < d->budget) {
         rc = pgs__lentry(l, &c, &out[*n], err);
-        if (rc || out[*n].a != bucket) return rc;
+        *last = out[*n].a != bucket;
+        if (rc || *last) return rc;
         ++*n;
         rc = *n < MOVE_BATCH ? pgs__lnext(l, &c, 'd', err) : 0;
     }
-    return rc == -PGS_ENOENT ? 0 : rc;
+    *last = rc == -PGS_ENOENT;
+    return *last ? 0 : rc;
 }
 
 static int to_limbo(struct pgs__ledger *l, struct drop *d, const struct pgs__entry *e, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    int rc = pgs__ldel(l, key, pgs__key3(key, 'd', e->a, e->b, e->page), err);
+    int rc = pgs__ldel(l, key, pgs__meta_key3(key, 'd', e->a, e->b, e->page), err);
     if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_dead, e->n, "dead pages", err);
     if (!rc) rc = pgs__llimbo_add(l, e->page, e->n, e->node, err);
     d->x_pages -= pgs__min_u64(d->x_pages, e->n);
@@ -147,7 +159,7 @@ static int bucket_empty(struct pgs__ledger *l, const struct drop *d, pgs_gen_t b
     struct pgs__entry e;
     *empty = true;
     if (d->prev == 0) return 0; /* births begin at 1 */
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key3(key, 'd', bucket, 0, 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key3(key, 'd', bucket, 0, 0), err);
     if (rc) return rc == -PGS_ENOENT ? 0 : rc;
     rc = pgs__lentry(l, &c, &e, err);
     *empty = e.a != bucket;
@@ -160,20 +172,20 @@ static int drop_bucket(struct pgs__ledger *l, struct drop *d, pgs_gen_t bucket, 
     struct pgs__entry batch[MOVE_BATCH];
     uint8_t key[KEY_MAX];
     size_t n;
-    bool empty;
+    bool empty, last;
     int rc;
     do {
         *done = d->budget > 0;
         if (!*done) return 0;
-        rc = collect(l, d, bucket, batch, &n, err);
+        rc = collect(l, d, bucket, batch, &n, &last, err);
         for (size_t i = 0; i < n && !rc; i++) rc = to_limbo(l, d, &batch[i], err);
         if (rc) return rc;
-    } while (n > 0);
-    d->budget--;
+    } while (!last);
+    d->budget -= d->budget > 0;
     rc = bucket_empty(l, d, bucket, &empty, err);
     if (rc || empty) return rc;
     l->n_touched++;
-    return pgs__meta_add(&l->meta, key, pgs__key2(key, 'b', d->prev, bucket), NULL, 0, err);
+    return pgs__meta_add(&l->meta, key, pgs__meta_key2(key, 'b', d->prev, bucket), NULL, 0, err);
 }
 
 /* What the entry kept and did not free is now kept by the one before it; if that is expired, too, it stays out of the account of history. */
@@ -182,24 +194,25 @@ static int hand_over(struct pgs__ledger *l, const struct drop *d, struct pgs_err
     uint8_t key[KEY_MAX];
     struct pgs_span val;
     uint64_t pages;
-    int rc =
-        d->prev && d->x_pages ? pgs__meta_get(&l->meta, key, pgs__key1(key, 'x', d->prev), &val, err) : -PGS_ENOENT;
+    int rc = d->prev && d->x_pages ? pgs__meta_get(&l->meta, key, pgs__meta_key1(key, 'x', d->prev), &val, err)
+                                   : -PGS_ENOENT;
     if (rc == -PGS_ENOENT) {
         l->meta.hdr.pages_expired -= pgs__min_u64(l->meta.hdr.pages_expired, d->x_pages);
         return 0;
     }
     if (rc) return rc;
-    if (val.len != 8) return pgs__fail_corrupt(err, "the ledger", "an entry under 'x' has %zu bytes", val.len);
-    pages = pgs__get_u64(val.p) + d->x_pages;
-    return pgs__lput_u64(l, key, pgs__key1(key, 'x', d->prev), pages, false, err);
+    rc = pgs__lval_num(val, 'x', &pages, err);
+    if (rc) return rc;
+    pages += d->x_pages;
+    return pgs__lput_u64(l, key, pgs__meta_key1(key, 'x', d->prev), pages, false, err);
 }
 
 static int drop_finish(struct pgs__ledger *l, const struct drop *d, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     int rc = hand_over(l, d, err);
-    if (!rc) rc = pgs__ldel(l, key, pgs__key1(key, 'c', d->gen), err);
-    if (!rc) rc = pgs__ldel(l, key, pgs__key1(key, 'x', d->gen), err);
+    if (!rc) rc = pgs__ldel(l, key, pgs__meta_key1(key, 'c', d->gen), err);
+    if (!rc) rc = pgs__ldel(l, key, pgs__meta_key1(key, 'x', d->gen), err);
     if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.n_chain, 1, "chain entries", err);
     if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.n_expired, 1, "expired entries", err);
     return rc;
@@ -212,13 +225,13 @@ static int drop_buckets(struct pgs__ledger *l, struct drop *d, bool *done, struc
     struct pgs__meta_cursor c;
     for (;;) {
         uint64_t k[2];
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'b', d->gen, 0), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'b', d->gen, 0), err);
         if (!rc) rc = pgs__lkey(&c, 2, k, err);
         if (rc && rc != -PGS_ENOENT) return rc;
         if (rc || k[0] != d->gen) return drop_bucket(l, d, d->gen, done, err);
         rc = drop_bucket(l, d, k[1], done, err);
         if (rc || !*done) return rc;
-        rc = pgs__ldel(l, key, pgs__key2(key, 'b', k[0], k[1]), err);
+        rc = pgs__ldel(l, key, pgs__meta_key2(key, 'b', k[0], k[1]), err);
         if (rc) return rc;
     }
 }
@@ -234,7 +247,7 @@ static int drop_one(struct pgs__ledger *l, pgs_gen_t gen, uint64_t x_pages, uint
     l->meta.hdr.pages_expired -= pgs__min_u64(l->meta.hdr.pages_expired, x_pages - d.x_pages);
     *budget = d.budget;
     if (*done) return drop_finish(l, &d, err);
-    return d.x_pages == x_pages ? 0 : pgs__lput_u64(l, key, pgs__key1(key, 'x', gen), d.x_pages, false, err);
+    return d.x_pages == x_pages ? 0 : pgs__lput_u64(l, key, pgs__meta_key1(key, 'x', gen), d.x_pages, false, err);
 }
 
 int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t gen), void *ctx, uint64_t budget,
@@ -245,11 +258,12 @@ int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t g
     if (!l->gen) return pgs__fail(err, PGS_EBUG, "drop without begin");
     pgs_gen_t at = h->drop_hint;
     /* Once round: from the hint to the end and from the beginning, each entry that is there now at most once. */
-    for (uint64_t left = h->n_expired + 1; left > 0; left--) {
+    uint64_t n_old = h->n_expired > l->n_expired_now ? h->n_expired - l->n_expired_now : 0;
+    for (uint64_t left = h->n_expired + 1; left > 0 && n_old > 0; left--) {
         uint8_t key[KEY_MAX];
         struct pgs__meta_cursor c;
         uint64_t gen, x_pages;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'x', at), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'x', at), err);
         if (rc == -PGS_ENOENT) {
             if (at == 0) return 0;
             at = h->drop_hint = 0;
@@ -260,6 +274,7 @@ int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t g
         if (rc) return rc;
         at = gen + 1;
         if (pgs__lexpired_now(l, gen)) continue;
+        n_old--;
         *more = budget == 0;
         if (*more) return 0;
         rc = pinned(ctx, gen);

@@ -84,7 +84,7 @@ int pgs__ledger_find_index(struct pgs__ledger *l, int64_t index, struct pgs__roo
     uint64_t back = index < 0 ? 0 - (uint64_t)index : 0;
     int rc = -PGS_ENOENT;
     if (back >= 1 && back <= l->meta.hdr.n_kept) {
-        rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, pgs__key1(key, 'v', UINT64_MAX), err);
+        rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, pgs__meta_key1(key, 'v', UINT64_MAX), err);
         while (rc == 0 && --back > 0) rc = pgs__lprev(l, &c, 'v', err);
     }
     if (rc == -PGS_ENOENT)
@@ -102,7 +102,7 @@ static int newest_until(struct pgs__ledger *l, uint64_t lo, uint64_t hi, uint64_
         struct pgs__meta_cursor c;
         struct pgs__root r;
         uint64_t mid = lo + (hi - lo + 1) / 2;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, pgs__key1(key, 'v', mid), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_LE, key, pgs__meta_key1(key, 'v', mid), err);
         if (!rc) rc = cursor_root(l, &c, &r, err);
         if (rc == -PGS_ENOENT) return pgs__fail_corrupt(err, "the ledger", "listed versions are out of order");
         if (rc) return rc;
@@ -135,7 +135,7 @@ int pgs__ledger_find_time(struct pgs__ledger *l, uint64_t time_ns, struct pgs__r
         *out = head;
         return 0;
     }
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'v', 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'v', 0), err);
     if (!rc) rc = cursor_root(l, &c, &best, err);
     if (rc == -PGS_ENOENT) return pgs__fail_corrupt(err, "the ledger", "no version is listed");
     if (rc) return rc;
@@ -157,7 +157,7 @@ int pgs__ledger_versions(struct pgs__ledger *l, int (*fn)(void *ctx, uint64_t ve
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'v', 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'v', 0), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'v', err)) {
         uint64_t version;
         rc = pgs__lkey(&c, 1, &version, err);
@@ -172,7 +172,7 @@ int pgs__ledger_chain_walk(struct pgs__ledger *l, int (*fn)(void *ctx, pgs_gen_t
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'c', 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'c', 0), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'c', err)) {
         struct pgs__chain e;
         uint64_t gen;

@@ -9,7 +9,7 @@
 
 #include "libshm/txn/ledger.h"
 
-#define KEY_MAX 32u
+#define KEY_MAX PGS__KEY_MAX
 
 /* A run under 'd' (a = bucket, b = birth), 'm' (a = gen) or 'r'. */
 struct pgs__entry {
@@ -22,6 +22,9 @@ struct pgs__entry {
 /* Cursors that stay within one letter: -PGS_ENOENT beyond it. Counted in n_touched. */
 int pgs__lseek(struct pgs__ledger *l, struct pgs__meta_cursor *c, enum pgs__seek how, const uint8_t *key, size_t len,
                struct pgs_error *err);
+/* Of keys that this commit made (pgs__meta_seek_new). */
+int pgs__lseek_new(struct pgs__ledger *l, struct pgs__meta_cursor *c, enum pgs__seek how, const uint8_t *key,
+                   size_t len, struct pgs_error *err);
 int pgs__lnext(struct pgs__ledger *l, struct pgs__meta_cursor *c, char letter, struct pgs_error *err);
 int pgs__lprev(struct pgs__ledger *l, struct pgs__meta_cursor *c, char letter, struct pgs_error *err);
 int pgs__lput_u64(struct pgs__ledger *l, const uint8_t *key, size_t len, uint64_t val, bool fresh,
@@ -30,6 +33,7 @@ int pgs__ldel(struct pgs__ledger *l, const uint8_t *key, size_t len, struct pgs_
 
 /* The cursor's entry. `ints`: u64s in the key. */
 int pgs__lkey(const struct pgs__meta_cursor *c, unsigned ints, uint64_t *out, struct pgs_error *err);
+int pgs__lval_num(struct pgs_span val, char letter, uint64_t *out, struct pgs_error *err);
 int pgs__lval_u64(const struct pgs__meta_cursor *c, uint64_t *out, struct pgs_error *err);
 int pgs__lentry(struct pgs__ledger *l, const struct pgs__meta_cursor *c, struct pgs__entry *e, struct pgs_error *err);
 
@@ -37,6 +41,8 @@ int pgs__lcounter_sub(uint64_t *counter, uint64_t n, const char *what, struct pg
 
 /* chain: ledger.c */
 int pgs__lchain_get(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__chain *out, struct pgs_error *err);
+int pgs__lchain_raw(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__chain *out,
+                    struct pgs_error *err); /* without looking whether it is expired */
 int pgs__lchain_put(struct pgs__ledger *l, pgs_gen_t gen, const struct pgs__chain *c, bool fresh,
                     struct pgs_error *err);
 int pgs__lchain_prev(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t *prev, struct pgs_error *err); /* 0: none */

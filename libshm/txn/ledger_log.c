@@ -53,7 +53,7 @@ static int put_parts(struct pgs__ledger *l, uint64_t version, const uint8_t *p, 
     for (uint64_t part = 0; len > 0; part++) {
         size_t n = len < PART ? len : PART;
         l->n_touched++;
-        int rc = pgs__meta_put(&l->meta, key, pgs__key2(key, 'l', version, part), p, n, err);
+        int rc = pgs__meta_put(&l->meta, key, pgs__meta_key2(key, 'l', version, part), p, n, err);
         if (rc) return rc;
         p += n;
         len -= n;
@@ -61,18 +61,42 @@ static int put_parts(struct pgs__ledger *l, uint64_t version, const uint8_t *p, 
     return 0;
 }
 
+/* Remove all parts of the entry whose first part is at the cursor. */
+static int drop_parts(struct pgs__ledger *l, struct pgs__meta_cursor *c, uint64_t version, struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    for (;;) {
+        uint64_t k[2], next[2];
+        int rc = pgs__lkey(c, 2, k, err);
+        if (rc || k[0] != version) return rc;
+        int rc_next = pgs__lnext(l, c, 'l', err);
+        if (!rc_next) rc_next = pgs__lkey(c, 2, next, err);
+        if (rc_next && rc_next != -PGS_ENOENT) return rc_next;
+        rc = pgs__ldel(l, key, pgs__meta_key2(key, 'l', version, k[1]), err);
+        if (rc || rc_next || next[0] != version) return rc;
+        rc = pgs__lseek(l, c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'l', version, 0), err);
+        if (rc) return rc == -PGS_ENOENT ? 0 : rc;
+    }
+}
+
 int pgs__llog_drop(struct pgs__ledger *l, uint64_t version, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    for (;;) {
-        uint64_t k[2];
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'l', version, 0), err);
-        if (!rc) rc = pgs__lkey(&c, 2, k, err);
-        if (rc || k[0] != version) return rc == -PGS_ENOENT ? 0 : rc;
-        rc = pgs__ldel(l, key, pgs__key2(key, 'l', version, k[1]), err);
-        if (rc) return rc;
-    }
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'l', version, 0), err);
+    if (rc) return rc == -PGS_ENOENT ? 0 : rc;
+    return drop_parts(l, &c, version, err);
+}
+
+static int is_listed(struct pgs__ledger *l, uint64_t version, bool *listed, struct pgs_error *err)
+{
+    const struct pgs__record *h = &l->meta.hdr;
+    pgs_gen_t gen;
+    *listed = false;
+    if (version < h->expire_hint && h->n_tagged == 0) return 0; /* the hint's promise */
+    int rc = pgs__lversion_gen(l, version, &gen, err);
+    *listed = rc == 0;
+    return rc == -PGS_ENOENT ? 0 : rc;
 }
 
 /* Numbers that have just become older than the newest 10,000: one, or more after a jump. */
@@ -85,12 +109,12 @@ static int trim(struct pgs__ledger *l, struct pgs_error *err)
         uint8_t key[KEY_MAX];
         struct pgs__meta_cursor c;
         uint64_t k[2];
-        pgs_gen_t gen;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'l', at, 0), err);
+        bool listed;
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'l', at, 0), err);
         if (!rc) rc = pgs__lkey(&c, 2, k, err);
         if (rc || k[0] > now - PGS__LOG_KEPT) return rc == -PGS_ENOENT ? 0 : rc;
-        rc = pgs__lversion_gen(l, k[0], &gen, err);
-        if (rc == -PGS_ENOENT) rc = pgs__llog_drop(l, k[0], err);
+        rc = is_listed(l, k[0], &listed, err);
+        if (!rc && !listed) rc = drop_parts(l, &c, k[0], err);
         if (rc) return rc;
         at = k[0] + 1;
     }
@@ -135,7 +159,7 @@ static int collect_parts(struct pgs__ledger *l, uint64_t version, uint8_t *buf, 
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
     *len = 0;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key2(key, 'l', version, 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'l', version, 0), err);
     for (uint64_t part = 0; rc == 0; part++) {
         uint64_t k[2];
         rc = pgs__lkey(&c, 2, k, err);
@@ -194,7 +218,7 @@ int pgs__ledger_log_walk(struct pgs__ledger *l, uint64_t before, int (*fn)(void 
         struct pgs_commit_info info;
         uint64_t k[2];
         size_t len;
-        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key2(key, 'l', at, 0), err);
+        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key2(key, 'l', at, 0), err);
         if (!rc) rc = pgs__lkey(&c, 2, k, err);
         if (!rc) rc = collect_parts(l, k[0], buf, &len, err);
         if (!rc) rc = decode(k[0], buf, len, command, message, &info, err);

@@ -16,13 +16,13 @@ static int ref_put(struct pgs__ledger *l, uint64_t page, uint64_t n, uint64_t co
     uint8_t key[KEY_MAX];
     uint64_t val[2] = {n, count};
     l->n_touched++;
-    return pgs__meta_put(&l->meta, key, pgs__key1(key, 'r', page), val, sizeof val, err);
+    return pgs__meta_put(&l->meta, key, pgs__meta_key1(key, 'r', page), val, sizeof val, err);
 }
 
 static int ref_del(struct pgs__ledger *l, uint64_t page, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    return pgs__ldel(l, key, pgs__key1(key, 'r', page), err);
+    return pgs__ldel(l, key, pgs__meta_key1(key, 'r', page), err);
 }
 
 static int ref_seek(struct pgs__ledger *l, enum pgs__seek how, uint64_t page, struct pgs__entry *e,
@@ -30,7 +30,7 @@ static int ref_seek(struct pgs__ledger *l, enum pgs__seek how, uint64_t page, st
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    int rc = pgs__lseek(l, &c, how, key, pgs__key1(key, 'r', page), err);
+    int rc = pgs__lseek(l, &c, how, key, pgs__meta_key1(key, 'r', page), err);
     if (rc) return rc;
     rc = pgs__lentry(l, &c, e, err);
     if (!rc && e->count < 2)
@@ -89,6 +89,15 @@ static int ref_change(struct pgs__ledger *l, uint64_t lo, uint64_t hi, int delta
     return rc;
 }
 
+int pgs__ledger_is_shared(struct pgs__ledger *l, struct pgs_run run, bool *shared, struct pgs_error *err)
+{
+    struct pgs__entry e;
+    int rc = ref_seek(l, PGS__SEEK_LT, run.page.n + run.n_pages, &e, err);
+    if (rc && rc != -PGS_ENOENT) return rc;
+    *shared = rc == 0 && e.page + e.n > run.page.n;
+    return 0;
+}
+
 /* --- kill -------------------------------------------------------------------------------------------------------------------- */
 struct death {
     pgs_gen_t birth;
@@ -119,18 +128,13 @@ int pgs__ledger_kill(struct pgs__ledger *l, struct pgs_run run, pgs_gen_t birth,
 {
     uint64_t lo = run.page.n, hi = lo + run.n_pages;
     struct death d = {birth, is_node};
-    struct pgs__entry e;
+    bool shared = false;
     int rc = check_run(l, run, birth, l->head.gen, "kill", err);
+    if (!rc && !is_node) rc = pgs__ledger_is_shared(l, run, &shared, err); /* nodes never are */
     if (rc) return rc;
-    if (!is_node) { /* nodes are never shared */
-        rc = ref_seek(l, PGS__SEEK_LT, hi, &e, err);
-        if (rc && rc != -PGS_ENOENT) return rc;
-        if (rc == 0 && e.page + e.n > lo) {
-            rc = ref_change(l, lo, hi, -1, die, &d, err);
-            return rc ? rc : ref_join(l, lo, hi, err);
-        }
-    }
-    return die(l, lo, run.n_pages, &d, err);
+    if (!shared) return die(l, lo, run.n_pages, &d, err);
+    rc = ref_change(l, lo, hi, -1, die, &d, err);
+    return rc ? rc : ref_join(l, lo, hi, err);
 }
 
 /* --- revive ------------------------------------------------------------------------------------------------------------------ */
@@ -166,10 +170,11 @@ static int parts_remove(struct parts *p, size_t i, uint64_t lo, uint64_t hi, str
 static int revive(struct pgs__ledger *l, const struct pgs__entry *e, uint64_t lo, uint64_t hi, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    uint64_t bit = e->node ? PGS__NODE_BIT : 0, end = e->page + e->n;
-    size_t len = pgs__key3(key, 'd', e->a, e->b, e->page);
-    int rc = lo > e->page ? pgs__lput_u64(l, key, len, (lo - e->page) | bit, false, err) : pgs__ldel(l, key, len, err);
-    if (!rc && hi < end) rc = pgs__lput_u64(l, key, pgs__key3(key, 'd', e->a, e->b, hi), (end - hi) | bit, true, err);
+    uint64_t end = e->page + e->n; /* data: nodes are not shared */
+    size_t len = pgs__meta_key3(key, 'd', e->a, e->b, e->page);
+    int rc = lo > e->page ? pgs__lput_u64(l, key, len, (lo - e->page) << 1, false, err) : pgs__ldel(l, key, len, err);
+    if (!rc && hi < end)
+        rc = pgs__lput_u64(l, key, pgs__meta_key3(key, 'd', e->a, e->b, hi), (end - hi) << 1, true, err);
     if (!rc && !l->new_version && e->a == l->head.gen && e->b > l->x_floor) l->x_pages -= hi - lo;
     return rc ? rc : pgs__lcounter_sub(&l->meta.hdr.pages_dead, hi - lo, "dead pages", err);
 }
@@ -182,7 +187,7 @@ static int revive_in(struct pgs__ledger *l, pgs_gen_t bucket, pgs_gen_t birth, s
     struct pgs__meta_cursor c;
     struct pgs__entry e;
     *changed = false;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key3(key, 'd', bucket, birth, p->at[i].hi), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key3(key, 'd', bucket, birth, p->at[i].hi), err);
     if (rc) return rc == -PGS_ENOENT ? 0 : rc;
     rc = pgs__lentry(l, &c, &e, err);
     if (rc || e.a != bucket || e.b != birth || e.page + e.n <= p->at[i].lo) return rc;
@@ -201,7 +206,7 @@ static int revive_all(struct pgs__ledger *l, struct parts *p, pgs_gen_t birth, p
     pgs_gen_t bucket = src_gen;
     while (p->n > 0) {
         struct pgs__entry e;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key3(key, 'd', bucket, 0, 0), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key3(key, 'd', bucket, 0, 0), err);
         if (rc) return rc == -PGS_ENOENT ? 0 : rc;
         rc = pgs__lentry(l, &c, &e, err);
         if (rc) return rc;
@@ -237,12 +242,12 @@ static int check_not_limbo(struct pgs__ledger *l, uint64_t lo, uint64_t hi, stru
     const int limit = 16;
 #endif
     for (int i = 0; i < limit; i++) {
-        int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key2(key, 'm', before, 0), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key2(key, 'm', before, 0), err);
         if (rc) return rc == -PGS_ENOENT ? 0 : rc;
         rc = pgs__lentry(l, &c, &e, err);
         if (rc) return rc;
         before = e.a;
-        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key2(key, 'm', before, hi), err);
+        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key2(key, 'm', before, hi), err);
         if (rc == -PGS_ENOENT) return 0;
         if (!rc) rc = pgs__lentry(l, &c, &e, err);
         if (rc) return rc;

@@ -25,10 +25,7 @@ int pgs__ledger_find_tag(struct pgs__ledger *l, const char *name, size_t len, ui
     int rc = tag_key(key, name, len, err);
     l->n_touched++;
     if (!rc) rc = pgs__meta_get(&l->meta, key, 1 + len, &val, err);
-    if (rc) return rc;
-    if (val.len != 8) return pgs__fail_corrupt(err, "the ledger", "a tag has %zu bytes", val.len);
-    *version = pgs__get_u64(val.p);
-    return 0;
+    return rc ? rc : pgs__lval_num(val, 't', version, err);
 }
 
 int pgs__ledger_tags(struct pgs__ledger *l, int (*fn)(void *ctx, const char *name, size_t len, uint64_t version),

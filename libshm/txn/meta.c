@@ -51,25 +51,32 @@ static void *arena_alloc(struct pgs__arena *a, size_t n)
 }
 
 /* --- keys ------------------------------------------------------------------------------------------------------------------ */
-size_t pgs__key1(uint8_t *buf, char letter, uint64_t a)
+size_t pgs__meta_key_num(uint8_t *buf, uint64_t a)
+{
+    unsigned n = a ? 8u - (unsigned)__builtin_clzll(a) / 8u : 0u;
+    uint8_t be[8];
+    pgs__put_be64(be, a);
+    buf[0] = (uint8_t)n;
+    memcpy(buf + 1, be + 8 - n, n);
+    return 1 + n;
+}
+
+size_t pgs__meta_key1(uint8_t *buf, char letter, uint64_t a)
 {
     buf[0] = (uint8_t)letter;
-    pgs__put_be64(buf + 1, a);
-    return 9;
+    return 1 + pgs__meta_key_num(buf + 1, a);
 }
 
-size_t pgs__key2(uint8_t *buf, char letter, uint64_t a, uint64_t b)
+size_t pgs__meta_key2(uint8_t *buf, char letter, uint64_t a, uint64_t b)
 {
-    pgs__key1(buf, letter, a);
-    pgs__put_be64(buf + 9, b);
-    return 17;
+    size_t n = pgs__meta_key1(buf, letter, a);
+    return n + pgs__meta_key_num(buf + n, b);
 }
 
-size_t pgs__key3(uint8_t *buf, char letter, uint64_t a, uint64_t b, uint64_t c)
+size_t pgs__meta_key3(uint8_t *buf, char letter, uint64_t a, uint64_t b, uint64_t c)
 {
-    pgs__key2(buf, letter, a, b);
-    pgs__put_be64(buf + 17, c);
-    return 25;
+    size_t n = pgs__meta_key2(buf, letter, a, b);
+    return n + pgs__meta_key_num(buf + n, c);
 }
 
 static int key_cmp(const void *a, size_t a_len, const void *b, size_t b_len)
@@ -347,6 +354,17 @@ int pgs__meta_seek(struct pgs__meta_cursor *c, const struct pgs__meta *m, enum p
     int rc = pgs__cursor_seek(&c->tree, &m->tree, how, key, len, err);
     c->tree_on = rc == 0;
     if (rc && rc != -PGS_ENOENT) return rc;
+    return settle(c, err);
+}
+
+int pgs__meta_seek_new(struct pgs__meta_cursor *c, const struct pgs__meta *m, enum pgs__seek how, const void *key,
+                       size_t len, struct pgs_error *err)
+{
+    if (m->edit) return pgs__meta_seek(c, m, how, key, len, err);
+    c->m = m;
+    c->forward = how == PGS__SEEK_GE || how == PGS__SEEK_GT || how == PGS__SEEK_FIRST;
+    c->msg = msg_seek(m, how, key, len);
+    c->tree_on = false;
     return settle(c, err);
 }
 

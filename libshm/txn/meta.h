@@ -60,6 +60,9 @@ struct pgs__meta_cursor {
 /* 0 or -PGS_ENOENT; the entry is in c->key, c->val. Any put or del invalidates the cursor: seek again. */
 int pgs__meta_seek(struct pgs__meta_cursor *c, const struct pgs__meta *m, enum pgs__seek how, const void *key,
                    size_t len, struct pgs_error *err);
+/* The same for keys that were not in the map before this commit: looks into the messages alone as long as nothing was folded. Steps only in the direction of `how`. */
+int pgs__meta_seek_new(struct pgs__meta_cursor *c, const struct pgs__meta *m, enum pgs__seek how, const void *key,
+                       size_t len, struct pgs_error *err);
 int pgs__meta_next(struct pgs__meta_cursor *c, struct pgs_error *err);
 int pgs__meta_prev(struct pgs__meta_cursor *c, struct pgs_error *err);
 
@@ -72,9 +75,12 @@ int pgs__meta_finish(struct pgs__meta *m, pgs_gen_t birth, const struct pgs_pgno
                      struct pgs_error *err);
 const struct pgs_ptr *pgs__meta_dead(const struct pgs__meta *m, size_t *n);
 
-/* Keys. buf must hold 1 + 3 × 8 bytes. */
-size_t pgs__key1(uint8_t *buf, char letter, uint64_t a);
-size_t pgs__key2(uint8_t *buf, char letter, uint64_t a, uint64_t b);
-size_t pgs__key3(uint8_t *buf, char letter, uint64_t a, uint64_t b, uint64_t c);
+/* Keys (record_format.h). buf must hold PGS__KEY_MAX bytes. The key of fewer numbers is a prefix of the key of more. Their bytes are read and written by the ledger
+ * alone (pgs__lkey): others ask the ledger, e.g. pgs__ledger_is_shared, pgs__space_free_below. */
+#define PGS__KEY_MAX 32
+size_t pgs__meta_key_num(uint8_t *buf, uint64_t a); /* one number: 1 to 9 bytes */
+size_t pgs__meta_key1(uint8_t *buf, char letter, uint64_t a);
+size_t pgs__meta_key2(uint8_t *buf, char letter, uint64_t a, uint64_t b);
+size_t pgs__meta_key3(uint8_t *buf, char letter, uint64_t a, uint64_t b, uint64_t c);
 
 #endif

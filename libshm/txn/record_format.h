@@ -8,19 +8,20 @@
  *   message: u16 key_len, u16 val_len (0xffff: the key is deleted), key, value; no padding. Bit 15 of key_len: the tree below holds no such key, so a later
  *   deletion just removes the message.
  *
- * Keys of the meta tree: one letter, then big-endian u64s ("g" = generation, "p" = page).
+ * Keys of the meta tree: one letter, then numbers ("g" = generation, "p" = page). A number in a key is one byte that counts its significant bytes (0 to 8), then these, big-endian:
+ * short, and memcmp orders them. A number as a value is its significant bytes, little-endian, at least one. The length of a run and what it held are one number: n_pages << 1 | node.
  *
  *   'c' g                      -> struct pgs__chain         every generation that is needed: kept, tagged, zombie. The head is not in it
- *   'x' g                      -> u64 n_pages               chain entry g is expired: no new pins, a zombie while somebody still pins it; dead pages that it alone held then
- *   'v' version                -> u64 gen                   newest generation of each version that is listed (head's too)
- *   't' name                   -> u64 version               tags
+ *   'x' g                      -> n_pages                   chain entry g is expired: no new pins, a zombie while somebody still pins it; dead pages that it alone held then
+ *   'v' version                -> gen                       newest generation of each version that is listed (head's too)
+ *   't' name                   -> version                   tags
  *   'b' holder g, bucket g     -> nothing                   bucket `bucket` hangs at chain entry `holder` (its own bucket is implied)
- *   'd' bucket g, birth g, p   -> u64 n_pages | node << 63  deadlist: run [p, p+n) with that birth, killed in the commit that superseded generation `bucket`
- *   'm' g, p                   -> u64 n_pages | node << 63  limbo: unreferenced since the commit of generation g; reusable when durable ≥ g and no meta reader < g
- *   'r' p                      -> u64 n_pages, u64 count    head reference counts ≥ 2 of shared runs (absent = 1); entries do not overlap
- *   'W' end chunk              -> u64 n_chunks              free space: runs of whole free chunks
- *   'N' end page               -> u64 n_pages               free pages in chunks that hold nodes; never across a chunk boundary
- *   'D' end page               -> u64 n_pages               free pages in chunks that hold data; never across a chunk boundary
+ *   'd' bucket g, birth g, p   -> n_pages << 1 | node        deadlist: run [p, p+n) with that birth, killed in the commit that superseded generation `bucket`
+ *   'm' g, p                   -> n_pages << 1 | node        limbo: unreferenced since the commit of generation g; reusable when durable ≥ g and no meta reader < g
+ *   'r' p                      -> n_pages, count (2 × u64)   head reference counts ≥ 2 of shared runs (absent = 1); entries do not overlap
+ *   'W' end chunk              -> n_chunks                  free space: runs of whole free chunks
+ *   'N' end page               -> n_pages                   free pages in chunks that hold nodes; never across a chunk boundary
+ *   'D' end page               -> n_pages                   free pages in chunks that hold data; never across a chunk boundary
  *   'l' version, part          -> log entry (ledger_log.c)  parts of ≤ 1,000 bytes
  */
 #ifndef PGS_TXN_RECORD_FORMAT_H
@@ -79,7 +80,6 @@ struct pgs__chain { /* value of 'c' */
 };
 PGS_STATIC(sizeof(struct pgs__chain) == 64, "on disk");
 #define PGS__CHAIN_EXPIRED 1u
-#define PGS__NODE_BIT (1ull << 63)
 #define PGS__MSG_FRESH 0x8000u   /* in key_len */
 #define PGS__MSG_DELETED 0xffffu /* as val_len */
 #define PGS__RECORD_ROOM(n_pages) ((size_t)(n_pages)*PGS_PAGE_SIZE - sizeof(struct pgs__record))

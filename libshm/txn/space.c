@@ -47,13 +47,13 @@ static int run_at(struct pgs__ledger *l, const struct pgs__meta_cursor *c, uint6
 static int run_put(struct pgs__ledger *l, char letter, uint64_t lo, uint64_t hi, bool fresh, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    return pgs__lput_u64(l, key, pgs__key1(key, letter, hi), hi - lo, fresh, err);
+    return pgs__lput_u64(l, key, pgs__meta_key1(key, letter, hi), hi - lo, fresh, err);
 }
 
 static int run_del(struct pgs__ledger *l, char letter, uint64_t hi, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    return pgs__ldel(l, key, pgs__key1(key, letter, hi), err);
+    return pgs__ldel(l, key, pgs__meta_key1(key, letter, hi), err);
 }
 
 /* The first run whose end is ≥ `from`. */
@@ -61,7 +61,7 @@ static int run_seek(struct pgs__ledger *l, struct pgs__meta_cursor *c, char lett
                     uint64_t *hi, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    int rc = pgs__lseek(l, c, PGS__SEEK_GE, key, pgs__key1(key, letter, from), err);
+    int rc = pgs__lseek(l, c, PGS__SEEK_GE, key, pgs__meta_key1(key, letter, from), err);
     return rc ? rc : run_at(l, c, lo, hi, err);
 }
 
@@ -177,7 +177,7 @@ static int look_around(struct pgs__ledger *l, char letter, uint64_t page, uint64
     if (rc && rc != -PGS_ENOENT) return rc;
     if (r->any) return 0;
     uint8_t key[KEY_MAX];
-    rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__key1(key, letter, pgs__max_u64(page, first + 1)), err);
+    rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, letter, pgs__max_u64(page, first + 1)), err);
     if (!rc) rc = run_at(l, &c, &a, &b, err);
     r->any = rc == 0 && b > first;
     return rc == -PGS_ENOENT ? 0 : rc;

@@ -51,7 +51,7 @@ int pgs__space_find_chunks(struct pgs__ledger *l, const struct pgs__free_query *
     struct pgs__meta_cursor c;
     uint64_t hw = l->meta.hdr.hw_pages / PGS_CHUNK_PAGES, lo, hi, tail = hw;
     if (n_chunks == 0) return pgs__fail(err, PGS_EBUG, "a search for no chunks");
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'W', 0), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'W', 0), err);
     for (; rc == 0; rc = pgs__lnext(l, &c, 'W', err)) {
         rc = free_run(l, &c, PGS_CHUNK_PAGES, &lo, &hi, err);
         if (rc) return rc;
@@ -74,7 +74,7 @@ int pgs__space_find_partial(struct pgs__ledger *l, const struct pgs__free_query 
         uint8_t key[KEY_MAX];
         struct pgs__meta_cursor c;
         uint64_t lo, hi;
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, kind, at), err);
+        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, kind, at), err);
         for (; rc == 0 && looks < PARTIAL_LOOKS; rc = pgs__lnext(l, &c, kind, err), looks++) {
             rc = free_run(l, &c, 1, &lo, &hi, err);
             if (rc) return rc;
@@ -97,6 +97,24 @@ int pgs__space_find_partial(struct pgs__ledger *l, const struct pgs__free_query 
     return -PGS_ENOENT;
 }
 
+int pgs__space_free_below(struct pgs__ledger *l, uint64_t below, uint64_t max, uint64_t *list, uint64_t *n,
+                          struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    struct pgs__meta_cursor c;
+    *n = 0;
+    /* The run that contains chunk `below` - 1 may end above it: begin with the first that ends at or above `below`. */
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'W', below), err);
+    if (rc == -PGS_ENOENT) rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, 'W', below), err);
+    for (; rc == 0 && *n < max; rc = pgs__lprev(l, &c, 'W', err)) {
+        uint64_t lo, hi;
+        rc = free_run(l, &c, PGS_CHUNK_PAGES, &lo, &hi, err);
+        if (rc) return rc;
+        for (uint64_t i = pgs__min_u64(hi, below); i > lo && *n < max; i--) list[(*n)++] = i - 1;
+    }
+    return rc == -PGS_ENOENT ? 0 : rc;
+}
+
 int pgs__space_runs_of(struct pgs__ledger *l, uint64_t chunk, int (*fn)(void *ctx, struct pgs_run run), void *ctx,
                        struct pgs_error *err)
 {
@@ -105,12 +123,12 @@ int pgs__space_runs_of(struct pgs__ledger *l, uint64_t chunk, int (*fn)(void *ct
     struct pgs__meta_cursor c;
     if (chunk >> 41) return pgs__fail(err, PGS_EBUG, "chunk %llu", (unsigned long long)chunk);
     if (last > l->meta.hdr.hw_pages) return fn(ctx, (struct pgs_run){{first}, PGS_CHUNK_PAGES});
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, 'W', chunk + 1), err);
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'W', chunk + 1), err);
     if (!rc) rc = free_run(l, &c, PGS_CHUNK_PAGES, &lo, &hi, err);
     if (rc == 0 && lo <= chunk) return fn(ctx, (struct pgs_run){{first}, PGS_CHUNK_PAGES});
     if (rc && rc != -PGS_ENOENT) return rc;
     for (const char *kind = "ND"; *kind; kind++) {
-        rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__key1(key, *kind, first + 1), err);
+        rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, *kind, first + 1), err);
         for (; rc == 0; rc = pgs__lnext(l, &c, *kind, err)) {
             rc = free_run(l, &c, 1, &lo, &hi, err);
             if (rc) return rc;
