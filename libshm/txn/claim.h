@@ -8,7 +8,9 @@
  *   I1  Between claims of one process too: the owner word is claimed once, whoever asks.
  *   I2  Node pages and data pages come from different chunks as long as there is room.
  *   I3  ≥ 2 MiB of data: whole chunks, aligned, consecutive if possible.
- *   I4  The last PGS__RESERVE_PAGES are touched only with `emergency`.
+ *   I4  The last PGS__RESERVE_PAGES are touched only with `emergency`. They are a run that the record names: neither free nor used, backed by the file system,
+ *       carved from the front by commits that free (`locked` is needed), filled up again by pgs__commit_end when there is room.
+ *   I5  A claim inherited through fork is the parent's: releasing it in the child frees memory and touches no owner word.
  */
 #ifndef PGS_TXN_CLAIM_H
 #define PGS_TXN_CLAIM_H
@@ -18,32 +20,64 @@
 struct pgs__taken {
     struct pgs_run run;
     bool is_node;
+    bool from_reserve; /* came from the reserve: the ledger does not know it as free */
+    bool given;        /* from_reserve and given back: becomes free at pgs__claim_record */
 };
 struct pgs__claim {
     struct pgs__session *s;
-    uint64_t *chunks; /* claimed */
+    uint64_t tag, fork_count; /* of the session when the first chunk was claimed */
+    uint64_t *chunks;         /* claimed */
     size_t n_chunks, cap_chunks;
     struct pgs__taken *taken;
     size_t n_taken, cap_taken;
+    size_t n_sealed; /* taken[0 … n_sealed) were recorded: later runs are not joined to them */
     struct pgs_run *avail[2]; /* free runs of claimed chunks: [0] data, [1] nodes */
     size_t n_avail[2], cap_avail[2];
 };
 void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s);
 
-enum { PGS__ALLOC_CONTIGUOUS = 1, PGS__ALLOC_EMERGENCY = 2 };
+enum {
+    PGS__ALLOC_CONTIGUOUS = 1,
+    PGS__ALLOC_EMERGENCY = 2,
+    PGS__ALLOC_LOWEST = 4, /* lowest address first, not what was freed last (compact) */
+};
 /* n_pages of data or node pages. locked: the ledger of the commit in progress (commit lock held), or NULL: the meta data is opened for reading. Contiguous, or else up to
  * max_runs runs in *runs; *n_runs of them. The file is grown as needed. -PGS_EFULL: neither quota nor file system has room (nothing was taken). */
 int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_node, uint64_t n_pages, int flags,
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
-/* Give back part of what this claim took (a put replaced within the transaction). */
+/* Give back part of what this claim took (a put replaced within the transaction). It is an error to give what was not taken, or what was recorded. */
 void pgs__claim_give(struct pgs__claim *c, struct pgs_run run, bool is_node);
 /* Commit: enter everything taken into the ledger as used. */
 int pgs__claim_record(struct pgs__claim *c, struct pgs__ledger *l, struct pgs_error *err);
-/* After publish, or to abandon: release the chunks. Idempotent. */
+/* The same for taken[first …): what was taken since. */
+int pgs__claim_record_from(struct pgs__claim *c, size_t first, struct pgs__ledger *l, struct pgs_error *err);
+/* After publish, or to abandon: release the chunks. Idempotent; afterwards the claim is empty and may be used again. */
 void pgs__claim_release(struct pgs__claim *c);
 /* Move everything of `from` to `to` (a transaction's claim joins the commit's). */
 int pgs__claim_join(struct pgs__claim *to, struct pgs__claim *from);
 /* Does the run cover whole chunks only (so that it may be collapsed)? */
 bool pgs__run_is_whole(struct pgs_run run);
+
+/* Pages that the quota (0: none) and the owner table allow. */
+uint64_t pgs__page_limit(const struct pgs__ledger *l);
+
+/* --- what this process knows about free space ------------------------------------------------------------------------------ */
+#define PGS__N_RECYCLED 16u
+struct pgs__space {
+    /* under s->space_mx */
+    struct {
+        uint64_t first, n;
+    } recycled[PGS__N_RECYCLED]; /* whole chunks that this process freed, newest last: perhaps still resident */
+    unsigned n_recycled;
+    uint64_t owners_reserved; /* owner words of chunks below were reserved by this process */
+    uint64_t freed_pages;     /* since the last look at what is resident */
+    uint64_t punch_below;     /* chunk below which the punching goes on; 0: from the top */
+    /* under the commit lock */
+    void *buf; /* images of the pages that a commit writes */
+    size_t buf_bytes;
+};
+struct pgs__space *pgs__space_of(struct pgs__session *s); /* NULL: no memory */
+/* Callback for pgs__ledger_reclaim: remember the run (ctx: the session). A hint: what it says is verified before use. */
+void pgs__space_freed(void *session, struct pgs_run run);
 
 #endif

@@ -1,0 +1,198 @@
+/* Pagestone | txn/make_room — a full store: the ladder that frees what may be freed, and the error when that was not enough.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Freeing takes several commits: one expires, one drops (after everybody could see the expiry), one reclaims (after the drop is durable, on disk). They run in a row here, as "freeing" commits, which may
+ * write into the reserve: a store that is full to the last page can still free.
+ *
+ * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So free chunks are punched as well, which gives their blocks back, and
+ * freeing commits take backed pages only (claim.c, back_or_reserve).
+ */
+#include "libshm/platform/lock.h"
+#include "libshm/txn/upkeep.h"
+
+#include <stdio.h>
+
+#define ROUNDS_LEAST 3
+#define ROUNDS_MOST 64
+#define GAIN_WORTH_IT 8u
+#define PUNCH_BATCH 64u
+#define PUNCH_PER_COMMIT 16u
+#define PUNCH_SLACK (64ull << 20)
+
+int pgs__commit_upkeep(struct pgs__session *s, const struct pgs__wait *w, bool expire_all, struct pgs__record *after,
+                       struct pgs_error *err)
+{
+    struct pgs__commit c;
+    int rc = pgs__commit_begin(&c, s, w, err);
+    if (rc) return rc;
+    c.freeing = true;
+    c.expire_all = expire_all;
+    if (expire_all) (void)pgs__leases_clean(s, false);
+    c.budget = PGS__BUDGET_ALL;
+    rc = pgs__commit_start(&c, false, err);
+    if (rc) {
+        pgs__commit_abandon(&c);
+        return rc;
+    }
+    rc = pgs__commit_end(&c, NULL, err);
+    if (rc == 0 && after) *after = c.after;
+    return rc;
+}
+
+static int head_record(struct pgs__session *s, struct pgs__record *out, struct pgs_error *err)
+{
+    struct pgs__ledger l;
+    int rc = pgs__meta_begin(s, &l, err);
+    if (rc) return rc;
+    *out = l.meta.hdr;
+    pgs__meta_end(s, &l);
+    return 0;
+}
+
+/* Upkeep commits until they gain nothing. On disk limbo waits for the superblock, so each round ends with a barrier. */
+int pgs__drain(struct pgs__session *s, const struct pgs__wait *w, bool expire_all, uint64_t *freed,
+               struct pgs_error *err)
+{
+    struct pgs__record before, now;
+    int rc = head_record(s, &before, err), idle = 0;
+    uint64_t last = before.pages_free;
+    for (int round = 0; rc == 0 && round < ROUNDS_MOST; round++) {
+        rc = pgs__commit_upkeep(s, w, expire_all, &now, err);
+        if (rc == 0 && now.durability == PGS_DUR_ORDERED) rc = pgs__make_durable(s, err);
+        if (rc) break;
+        idle = now.pages_free <= last + GAIN_WORTH_IT ? idle + 1 : 0;
+        last = now.pages_free;
+        if (round + 1 >= ROUNDS_LEAST && idle > 0) break;
+    }
+    if (freed) *freed = last > before.pages_free ? last - before.pages_free : 0;
+    return rc;
+}
+
+int pgs__make_room(struct pgs__session *s, const struct pgs__wait *w, int level, uint64_t *freed, struct pgs_error *err)
+{
+    uint64_t n = 0;
+    if (level >= 2) (void)pgs__sweep(s, true);
+    int rc = pgs__drain(s, w, level >= 1, &n, err);
+    while (rc == 0 && pgs__punch(s, PUNCH_BATCH) > 0) {
+    }
+    if (freed) *freed = n;
+    return rc;
+}
+
+/* --- punching ------------------------------------------------------------------------------------------------------------------------ */
+
+static int count_pages(void *ctx, struct pgs_run run)
+{
+    *(uint64_t *)ctx += run.n_pages;
+    return 0;
+}
+
+/* Ours by the owner words. What is not free any more is released again. */
+static void punch_claimed(struct pgs__session *s, uint64_t *list, uint64_t n)
+{
+    struct pgs__ledger l;
+    bool open = pgs__meta_begin(s, &l, NULL) == 0; /* not older than the claims */
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t pages = 0;
+        if (open && pgs__space_runs_of(&l, list[i], count_pages, &pages, NULL) == 0 && pages == PGS_CHUNK_PAGES &&
+            list[i] >= 2)
+            pgs__pagefile_punch(&s->pf, list[i], 1);
+        pgs__owner_release(&s->ctl, list[i], s->tag);
+    }
+    if (open) pgs__meta_end(s, &l);
+}
+
+uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks)
+{
+    uint64_t list[PUNCH_BATCH], n = 0, ours = 0;
+    struct pgs__space *sp = pgs__space_of(s);
+    struct pgs__ledger l;
+    if (!sp || pgs__meta_begin(s, &l, NULL)) return 0;
+    pgs__mutex_lock(&s->space_mx);
+    uint64_t below = sp->punch_below ? sp->punch_below : PGS__N_OWNERS;
+    pgs__mutex_unlock(&s->space_mx);
+    int rc = pgs__space_free_below(&l, below, pgs__min_u64(max_chunks, PUNCH_BATCH), list, &n, NULL);
+    if (n) below = list[n - 1];
+    uint64_t hw_chunks = l.meta.hdr.hw_pages / PGS_CHUNK_PAGES;
+    pgs__meta_end(s, &l);
+    for (uint64_t i = 0; rc == 0 && i < n; i++)
+        if (list[i] < hw_chunks && pgs__owner_claim(&s->ctl, list[i], s->tag)) list[ours++] = list[i];
+    if (ours) punch_claimed(s, list, ours);
+    pgs__mutex_lock(&s->space_mx);
+    sp->punch_below = n ? below : 0;
+    pgs__mutex_unlock(&s->space_mx);
+    return rc ? 0 : n;
+}
+
+void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after)
+{
+    struct pgs__space *sp = pgs__space_of(s);
+    if (!sp) return;
+    pgs__mutex_lock(&s->space_mx);
+    bool look = sp->freed_pages >= (PUNCH_SLACK >> PGS_PAGE_SHIFT);
+    pgs__mutex_unlock(&s->space_mx);
+    if (!look) return;
+    uint64_t used = (after->hw_pages - pgs__min_u64(after->hw_pages, after->pages_free)) << PGS_PAGE_SHIFT;
+    uint64_t not_live = (after->pages_dead + after->pages_limbo) << PGS_PAGE_SHIFT;
+    uint64_t live = used - pgs__min_u64(used, not_live), resident = pgs__pagefile_resident(&s->pf);
+    bool due = resident > used && resident - used > pgs__max_u64(PUNCH_SLACK, live / 4);
+    if (due && pgs__punch(s, PUNCH_PER_COMMIT) > 0) return; /* the next commit goes on */
+    pgs__mutex_lock(&s->space_mx);
+    sp->freed_pages = 0;
+    pgs__mutex_unlock(&s->space_mx);
+}
+
+/* --- the error ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* "4.0 MB": decimal units, as in size="2GB". */
+static const char *human(uint64_t bytes, char buf[16])
+{
+    static const char *const unit[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+    double v = (double)bytes;
+    unsigned u = 0;
+    while (v >= 1000 && u + 1 < PGS_ARRAY_LEN(unit)) v /= 1000, u++;
+    snprintf(buf, 16, u == 0 || v >= 100 ? "%.0f %s" : "%.1f %s", v, unit[u]);
+    return buf;
+}
+
+struct worst {
+    uint64_t pid, bytes, first, last;
+    size_t n;
+    char command[64];
+};
+static int find_worst(void *ctx, const struct pgs_reader *r)
+{
+    struct worst *w = ctx;
+    if (r->n_versions == 0 || r->bytes <= w->bytes) return 0;
+    *w = (struct worst){.pid = r->pid,
+                        .bytes = r->bytes,
+                        .first = r->versions[0],
+                        .last = r->versions[r->n_versions - 1],
+                        .n = r->n_versions};
+    snprintf(w->command, sizeof w->command, "%s", r->command ? r->command : "?");
+    return 0;
+}
+
+int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, struct pgs_error *err)
+{
+    struct pgs__record hdr = {0};
+    struct worst w = {0};
+    char need[16], have[16], quota[16], held[16], who[160] = "", limit[64] = "in the file system";
+    if (err) memset(err, 0, sizeof *err); /* lower layers said less */
+    if (!err) return -PGS_EFULL;
+    (void)head_record(s, &hdr, NULL);
+    (void)pgs__readers(s, find_worst, &w, NULL);
+    uint64_t limit_pages = hdr.quota_bytes >> PGS_PAGE_SHIFT;
+    uint64_t beyond = limit_pages > hdr.hw_pages ? limit_pages - hdr.hw_pages : 0;
+    if (hdr.quota_bytes) snprintf(limit, sizeof limit, "of a quota of %s", human(hdr.quota_bytes, quota));
+    if (w.n && w.first == w.last)
+        snprintf(who, sizeof who, "; process %llu (%s) pins version %llu (%s)", (unsigned long long)w.pid, w.command,
+                 (unsigned long long)w.first, human(w.bytes, held));
+    else if (w.n)
+        snprintf(who, sizeof who, "; process %llu (%s) pins versions %llu\xe2\x80\x93%llu (%s)",
+                 (unsigned long long)w.pid, w.command, (unsigned long long)w.first, (unsigned long long)w.last,
+                 human(w.bytes, held));
+    return pgs__fail(err, PGS_EFULL,
+                     "store full: needs %s, %s free %s%s; close old snapshots, raise size=, or lower history=",
+                     human(need_bytes, need), human((hdr.pages_free + beyond) << PGS_PAGE_SHIFT, have), limit, who);
+}
