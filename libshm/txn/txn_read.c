@@ -1,0 +1,60 @@
+/* Pagestone | txn/txn_read — looking up keys in a transaction, and declaring reads.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "libshm/platform/mem.h"
+#include "libshm/txn/txn.h"
+
+int pgs__txn_get(struct pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err)
+{
+    struct pgs__op *op;
+    struct pgs__object o;
+    struct pgs_span rec = {0};
+    int rc = pgs__txn_lock(t, err);
+    if (rc) return rc;
+    if (t->iso == PGS_ISO_SERIALIZABLE) {
+        rc = pgs__op_get(t, key, len, &op, err);
+        if (rc == 0) pgs__op_note_read(t, op);
+    } else { /* a read leaves no trace: the table holds what was written */
+        op = pgs__op_find(t, key, len);
+    }
+    if (rc == 0 && !op) {
+        rc = pgs__object_lookup(t->s, &t->catalog, key, len, &o, &rec, err);
+    } else if (rc == 0) {
+        rc = pgs__op_object(t, op, &o, err);
+        rec = pgs__op_record(op);
+    }
+    if (rc == 0 && op && op->now &&
+        op->now->a) { /* the record is behind: the bytes are in memory, the shape may have changed */
+        o = op->now->a->o;
+        o.content.n_bytes = op->now->a->n_bytes;
+        o.content.inline_data = NULL;
+        if (o.content.form == PGS__FORM_INLINE) o.content.form = PGS__FORM_MAP;
+        rec = (struct pgs_span){0};
+    }
+    if (rc == 0) pgs__object_publish(&o, rec, out);
+    pgs__txn_unlock(t);
+    return rc;
+}
+
+int pgs__txn_depends(struct pgs_txn *t, const void *key, size_t len, uint64_t lo, uint64_t hi, struct pgs_error *err)
+{
+    struct pgs__op *op;
+    struct pgs__object o;
+    int rc = pgs__txn_lock(t, err);
+    if (rc) return rc;
+    rc = pgs__op_get(t, key, len, &op, err);
+    bool is_array = rc == 0 && op->base.p && ((const uint8_t *)op->base.p)[0] == PGS_KIND_ARRAY;
+    if (rc == 0 && lo > hi) {
+        rc = pgs__fail(err, PGS_EINVAL, "a range of elements ends before it begins");
+    } else if (rc == 0 && (hi == 0 || !is_array)) {
+        op->read |= PGS__READ_KEY;
+        op->whole = true;
+    } else if (rc == 0 && lo < hi) {
+        rc = pgs__op_decode(t, op, op->base, &o, err);
+        if (rc == 0 && pgs__grow(&op->needs.v, &op->needs.cap, op->needs.n + 1, sizeof *op->needs.v))
+            rc = pgs__fail(err, PGS_ENOMEM, "no memory for a list of ranges");
+        if (rc == 0) op->needs.v[op->needs.n++] = (struct pgs_range){lo, hi};
+    }
+    pgs__txn_unlock(t);
+    return rc;
+}
