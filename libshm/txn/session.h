@@ -5,7 +5,8 @@
  * reference. A process with write permission owns a slot in the control file; one without pins by OFD read locks.
  *
  * The pin protocol (HAZARDS 5; docs/design/locking.md has the proof):
- *     reader    e0 = drop_epoch (acquire); find the root; slot.pin[i] = gen; fence(seq_cst); drop_epoch == e0, or look again
+ *     reader    e0 = drop_epoch (acquire); find the root; slot.pin[i] = gen; fence(seq_cst); drop_epoch == e0, or look again: a generation that is
+ *               found once more, in a head that was read after the fence, is pinned as well
  *     dropper   publish a root in which the generation is expired or gone; drop_epoch += 1; fence(seq_cst); only commits after that ask for pins, under the
  *               commit lock, and only they move runs on
  * An expired generation gets no new pins but copies of an existing pin (fork, dup) or, under the commit lock, by handle.
@@ -14,6 +15,8 @@
  *   I2  Locks in ascending rank (platform/lock.h). The pin table's mutex is held across fork.
  *   I3  After fork the child has a slot of its own, with copies of all pins, before fork returns; where that fails it shares the parent's (family slot).
  *   I4  A slot, its pins and its chunks are taken back only by a process that holds the slot's OFD lock (HAZARDS 4, 9).
+ *   I5  A pin never vanishes between two looks of a collector: who copies pins to another slot counts pin_moves before the original may go; who turns a pin
+ *       into a lease keeps the pin until the lease is in the table, and collectors look at slots first.
  */
 #ifndef PGS_TXN_SESSION_H
 #define PGS_TXN_SESSION_H
@@ -21,32 +24,64 @@
 #include "libshm/pages/control.h"
 #include "libshm/txn/ledger.h"
 
+#define PGS__MAX_PINS (PGS__PINS_INLINE + PGS__PINS_OVERFLOW)
+#define PGS__NO_SLOT UINT32_MAX
+
 struct pgs__pin_entry { /* index = cell index in the slot */
     uint64_t gen;       /* 0: free */
     uint32_t refs;
-    void *ofd_map; /* reader without a slot: unused; the lock is counted per gen */
+    bool proven;  /* the protocol was gone through: it holds */
+    bool frozen;  /* family slot: the cell was there at the fork and stays until both processes are gone */
+    bool foreign; /* family slot: the cell is the relative's */
+};
+struct pgs__meta_entry { /* readers of meta data that saw the same head */
+    uint64_t gen;        /* of that head */
+    uint64_t pin;        /* what protects it: ≤ gen */
+    uint32_t refs;
+};
+struct pgs__fork { /* what the prepare hook made ready for the child; between prepare and parent or child only */
+    enum { PGS__FORK_NONE, PGS__FORK_SLOT, PGS__FORK_SPARE, PGS__FORK_FAMILY, PGS__FORK_READER } how;
+    struct pgs__held_lock lock;
+    uint32_t slot, family_index;
+    uint64_t tag;
+    int fd;
 };
 struct pgs__session {
     struct pgs__session *next; /* rooted at session.c: registry; lock: REGISTRY */
     _Atomic int64_t refs;
     struct pgs__pagefile pf;
     struct pgs__ctl ctl;
-    bool writable; /* has a slot */
+    uint64_t created_ns; /* of the store, from the superblock */
+    bool writable;       /* has a slot */
+    bool frozen; /* reader before any writer of this boot: ctl is private, its one generation pinned until the end */
     uint32_t slot;
     uint64_t tag; /* PGS__SLOT_TAG, the owner word of our chunks */
     struct pgs__held_lock lock, spare_lock;
-    uint32_t spare_slot;
-    int read_lock_fd;            /* reader without a slot: the description that carries its read locks; -1 */
-    _Atomic uint64_t fork_count; /* +1 in every forked child: transactions compare */
-    struct pgs__mutex pins_mx;   /* PINS: pins, n_pins, meta_readers */
+    uint32_t spare_slot;             /* PGS__NO_SLOT: none; lock: PINS */
+    bool family;                     /* the slot is shared with a relative; lock: PINS */
+    uint32_t family_index;           /* 0: the slot's first process */
+    int read_lock_fd;                /* reader without a slot: the description that carries its read locks; -1 */
+    struct pgs__held_lock read_lock; /* keeps that description */
+    _Atomic uint64_t fork_count;     /* +1 in every forked child: transactions compare */
+    struct pgs__fork fork;
+    struct pgs__mutex pins_mx; /* PINS: pins … head_index */
     struct pgs__pin_entry *pins;
-    uint32_t n_pins, cap_pins;
-    uint32_t meta_readers;
+    size_t cap_pins;
+    uint32_t n_pins, n_cells; /* n_cells: pin cells that are backed by memory */
+    struct pgs__meta_entry *meta;
+    size_t cap_meta;
+    uint32_t meta_readers; /* entries of meta */
+    struct pgs__root head_root;
+    uint32_t head_index;
     struct pgs__mutex space_mx; /* SPACE: hints and claims of this process (txn/claim.c) */
     uint64_t hint_node, hint_data;
+    struct pgs__space *space; /* txn/claim.c: what this process knows about free space. Ends by pgs__space_end */
     _Atomic uint64_t bytes_copied, bytes_shared;
     _Atomic uint64_t last_sweep_ns;
 };
+
+struct pgs__space;
+void pgs__space_end(struct pgs__session *s); /* when the session ends; accepts one without */
 
 /* --- opening ---------------------------------------------------------------------------------------------------------- */
 /* Open, create or replace by mode (pgs_open's contract: PGS_ENOENT, PGS_EEXIST, PGS_ENOTSTORE, PGS_EFORMAT, PGS_ECORRUPT, PGS_ENOTSUP, PGS_EACCES …). Creation and replacement are
@@ -57,7 +92,7 @@ int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__sessi
 /* Handle of an anonymous store: uuid, inode, pids of members. */
 int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_options *opt, struct pgs__session **out,
                              struct pgs_error *err);
-size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap);
+size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap); /* of a store with a path: the path */
 struct pgs__session *pgs__session_ref(struct pgs__session *s);
 void pgs__session_unref(struct pgs__session *s); /* last one: barrier for "ordered", superblock clean, slot released */
 /* This process's state was inherited through fork and the hooks did not run (raw clone): -PGS_EFORKED. Cheap. */
@@ -74,12 +109,13 @@ int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pi
 typedef int (*pgs__find_fn)(struct pgs__ledger *l, void *ctx, struct pgs__root *root, struct pgs_error *err);
 int pgs__pin_find(struct pgs__session *s, pgs__find_fn find, void *ctx, struct pgs__root *root, struct pgs__pin *pin,
                   struct pgs_error *err);
-/* Pin a generation named by a handle: kept (as above), or expired but still in the chain (then under the commit lock). -PGS_EEXPIRED. */
+/* Pin a generation named by a handle: kept (as above), or expired but still in the chain (then under the commit lock; a reader without write permission
+ * pins first and then waits until the commit that was going on is over). -PGS_EEXPIRED. */
 int pgs__pin_gen(struct pgs__session *s, pgs_gen_t gen, int64_t timeout_ns, struct pgs__root *root,
                  struct pgs__pin *pin, struct pgs_error *err);
 void pgs__pin_dup(struct pgs__session *s, const struct pgs__pin *pin); /* one reference more */
 void pgs__pin_drop(struct pgs__session *s, const struct pgs__pin *pin);
-/* Is this pin still what it was? For damage: -PGS_ECORRUPT is believed only if so. */
+/* Is this pin still what it was? A pin whose index is UINT32_MAX is none and always valid. For damage: -PGS_ECORRUPT is believed only if so. */
 bool pgs__pin_valid(struct pgs__session *s, const struct pgs__pin *pin);
 
 /* Meta data of the head, for reading; every begin needs an end. */
@@ -96,6 +132,8 @@ struct pgs__wait { /* how to wait for the lock */
  * Also checks the descriptor (pages I4). */
 int pgs__commit_lock(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err);
 void pgs__commit_unlock(struct pgs__session *s);
+/* The number that the next version gets: the head's + 1, or more after a power loss. Under the commit lock, or as a guess. */
+uint64_t pgs__next_version(struct pgs__session *s);
 /* Steps 7 and 8 of DESIGN §5: barrier and superblock by durability, head cell, linearization, wake. bytes: written by this commit. epoch: bump drop_epoch after the
  * switch. On -PGS_EIO (a failed barrier) the store is poisoned and the head has not moved. */
 int pgs__publish(struct pgs__session *s, const struct pgs__root *root, uint32_t durability, bool new_version,
@@ -107,6 +145,7 @@ struct pgs__pinned_set {
     struct pgs__session *s;
     uint64_t *gens; /* sorted */
     size_t n, cap;
+    bool all; /* could not be collected: everything counts as pinned */
 };
 int pgs__pinned_collect(struct pgs__session *s, struct pgs__pinned_set *set, struct pgs_error *err);
 int pgs__pinned(void *set, pgs_gen_t gen); /* 1, 0, -PGS_E… */
@@ -118,7 +157,11 @@ int pgs__sweep(struct pgs__session *s, bool force);
 int pgs__recover_locked(struct pgs__session *s, struct pgs_error *err);
 
 /* --- leases, waiting ------------------------------------------------------------------------------------------------------------ */
+/* The caller holds a pin of gen. Lock-free when gen has a lease already, else under the commit lock (waits at most 30 s: -PGS_ELOCKED). -PGS_EREADONLY: a reader without
+ * write permission cannot; its own pin is all. */
 int pgs__lease_set(struct pgs__session *s, pgs_gen_t gen, uint64_t ns, struct pgs_error *err);
+/* Forget leases whose deadline has passed (all: every one). Under the commit lock. Returns how many. */
+uint32_t pgs__leases_clean(struct pgs__session *s, bool all);
 /* Sleep until head's version > after, or timeout. Counts as a waiter. */
 int pgs__wait_version(struct pgs__session *s, uint64_t after, const struct pgs__wait *w, uint64_t *version,
                       struct pgs_error *err);
