@@ -11,7 +11,7 @@
 
 static size_t extra_offset;
 
-struct core_array_extra *array_extra(PyObject *a)
+static struct core_array_extra *array_extra(PyObject *a)
 {
     return (struct core_array_extra *)(void *)((char *)a + extra_offset);
 }
@@ -29,7 +29,9 @@ static void prov_dealloc(PyObject *self)
     PyTypeObject *tp = Py_TYPE(self);
     Py_XDECREF(p->store);
     Py_XDECREF(p->key);
+    Py_XDECREF(p->dtype);
     Py_XDECREF(p->view);
+    pgs_snapshot_unref(p->sn);
     PyObject_Free(self);
     Py_DECREF(tp);
 }
@@ -41,17 +43,22 @@ static void prov_dealloc(PyObject *self)
         ProvObject *p = (ProvObject *)self;                                                                            \
         return expr_;                                                                                                  \
     }
-PROV_FIELD(store, (Py_INCREF(p->store), p->store))
-PROV_FIELD(key, (Py_INCREF(p->key), p->key))
-PROV_FIELD(view, (Py_INCREF(p->view), (PyObject *)p->view))
+PROV_FIELD(store, Py_NewRef(p->store))
+PROV_FIELD(key, Py_NewRef(p->key))
+PROV_FIELD(dtype, Py_NewRef(p->dtype))
+PROV_FIELD(unnamed, PyBool_FromLong(p->unnamed))
+PROV_FIELD(view, Py_NewRef((PyObject *)p->view))
 PROV_FIELD(version, PyLong_FromUnsignedLongLong(p->version))
-PROV_FIELD(gen, PyLong_FromUnsignedLongLong(p->gen))
+PROV_FIELD(gen, PyLong_FromUnsignedLongLong(p->sn ? p->gen
+                                                  : pgs_view_gen(p->view->v))) /* the library may move a view's pin */
 PROV_FIELD(id, PyLong_FromUnsignedLongLong(p->id))
 PROV_FIELD(n_bytes, PyLong_FromUnsignedLongLong(p->n_bytes))
 PROV_FIELD(addr, PyLong_FromVoidPtr(p->addr))
 
 static PyGetSetDef prov_getset[] = {{"store", prov_store, NULL, NULL, NULL},
                                     {"key", prov_key, NULL, NULL, NULL},
+                                    {"dtype", prov_dtype, NULL, NULL, NULL},
+                                    {"unnamed", prov_unnamed, NULL, NULL, NULL},
                                     {"view", prov_view, NULL, NULL, NULL},
                                     {"version", prov_version, NULL, NULL, NULL},
                                     {"gen", prov_gen, NULL, NULL, NULL},
@@ -62,19 +69,29 @@ static PyGetSetDef prov_getset[] = {{"store", prov_store, NULL, NULL, NULL},
 static PyType_Slot prov_slots[] = {{Py_tp_dealloc, prov_dealloc}, {Py_tp_getset, prov_getset}, {0, NULL}};
 static PyType_Spec prov_spec = {"pagestone._core.Provenance", sizeof(ProvObject), 0, Py_TPFLAGS_DEFAULT, prov_slots};
 
-static ProvObject *prov_new(PyObject *store, PyObject *key, ViewObject *view, uint64_t id, uint64_t version,
-                            uint64_t n_bytes)
+static ProvObject *prov_new(PyObject *store, PyObject *key, PyArray_Descr *stored, ViewObject *view, pgs_snapshot *sn,
+                            uint64_t id, uint64_t n_bytes)
 {
+    PyArray_Descr *own = stored; /* the array's dtype object can be given other field names */
+    Py_INCREF(own);
+    if (PyDataType_HASFIELDS(stored)) {
+        Py_DECREF(own);
+        if (!(own = PyArray_DescrNew(stored))) return NULL;
+    }
     ProvObject *p = PyObject_New(ProvObject, core.prov_type);
-    if (!p) return NULL;
-    Py_INCREF(store);
-    Py_INCREF(key);
-    Py_INCREF(view);
-    p->store = store;
-    p->key = key;
-    p->view = view;
-    p->version = version;
+    if (!p) {
+        Py_DECREF(own);
+        return NULL;
+    }
+    p->store = Py_NewRef(store);
+    p->key = Py_NewRef(key);
+    p->dtype = (PyObject *)own;
+    p->view = (ViewObject *)Py_NewRef((PyObject *)view);
+    p->unnamed = 0;
     p->gen = pgs_view_gen(view->v);
+    p->sn = p->gen ? NULL : pgs_snapshot_ref(sn);
+    p->gen = p->gen ? p->gen : pgs_snapshot_gen(sn);
+    p->version = pgs_snapshot_version(sn);
     p->id = id;
     p->n_bytes = n_bytes;
     p->addr = pgs_view_data(view->v);
@@ -86,8 +103,14 @@ static ProvObject *prov_new(PyObject *store, PyObject *key, ViewObject *view, ui
 static bool inside(const ProvObject *p, PyArrayObject *a)
 {
     if (PyArray_CHKFLAGS(a, NPY_ARRAY_OWNDATA)) return false;
-    const char *d = PyArray_BYTES(a);
-    return d >= p->addr && d <= p->addr + p->n_bytes;
+    const char *d = PyArray_BYTES(a), *end = p->addr + p->n_bytes;
+    return d >= p->addr && (d < end || (d == end && PyArray_SIZE(a) == 0));
+}
+
+ProvObject *array_prov(PyObject *a)
+{
+    ProvObject *p = array_extra(a)->prov;
+    return p && inside(p, (PyArrayObject *)a) ? p : NULL; /* a.__setstate__ moves the memory of a living array */
 }
 
 static void array_dealloc(PyObject *self)
@@ -103,7 +126,7 @@ static void array_dealloc(PyObject *self)
 static PyObject *array_finalize(PyObject *self, PyObject *from)
 {
     if (from != Py_None && array_check(from) && array_check(self)) {
-        ProvObject *p = array_extra(from)->prov;
+        ProvObject *p = array_prov(from);
         if (p && !array_extra(self)->prov && inside(p, (PyArrayObject *)self)) {
             Py_INCREF(p);
             array_extra(self)->prov = p;
@@ -127,17 +150,16 @@ static PyObject *array_wrap(PyObject *self, PyObject *args)
 {
     PyObject *r, *context = NULL;
     int scalar = -1;
-    (void)self;
     if (!PyArg_ParseTuple(args, "O!|Op:__array_wrap__", &PyArray_Type, &r, &context, &scalar)) return NULL;
     if (scalar < 0) scalar = PyArray_NDIM((PyArrayObject *)r) == 0; /* NumPy 1.x leaves it to us */
     Py_INCREF(r);
-    return plain_result(r, scalar);
+    return r == self ? r : plain_result(r, scalar); /* self: it was the ufunc's out= */
 }
 
 static PyObject *array_subscript(PyObject *self, PyObject *index)
 {
     PyObject *r = PyArray_Type.tp_as_mapping->mp_subscript(self, index);
-    return array_extra(self)->prov ? plain_result(r, false) : r;
+    return array_prov(self) ? plain_result(r, false) : r;
 }
 
 static PyObject *array_reduce_ex(PyObject *self, PyObject *protocol)
@@ -151,15 +173,10 @@ static PyObject *array_reduce_ex(PyObject *self, PyObject *protocol)
 
 static PyObject *array_get_store(PyObject *self, void *ctx)
 {
-    ProvObject *p = array_extra(self)->prov;
-    PyObject *r = !p                 ? Py_None
-                  : ctx == (void *)0 ? p->store
-                  : ctx == (void *)1 ? p->key
-                  : ctx == (void *)3 ? (PyObject *)p
-                                     : NULL;
-    if (!r) return PyLong_FromUnsignedLongLong(p->version);
-    Py_INCREF(r);
-    return r;
+    ProvObject *p = array_prov(self);
+    if (!p) Py_RETURN_NONE;
+    if (ctx == (void *)2) return PyLong_FromUnsignedLongLong(p->version);
+    return Py_NewRef(ctx == (void *)0 ? p->store : ctx == (void *)3 ? (PyObject *)p : p->unnamed ? Py_None : p->key);
 }
 
 static PyMethodDef array_methods[] = {{"__array_finalize__", array_finalize, METH_O, NULL},
@@ -204,18 +221,42 @@ static PyObject *array_over(PyArray_Descr *descr, int ndim, const npy_intp *shap
     return a;
 }
 
-PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, uint64_t version)
+/* The dtype and shape of a whole object over `view`; the type comes from the file, so NumPy gets it only if it stays inside of the memory. */
+static PyArray_Descr *checked_type(const struct pgs_type *type, const ViewObject *view, npy_intp *shape, PyObject *key)
 {
-    PyArray_Descr *descr = dtype_from(obj->type.dtype, obj->type.dtype_len);
+    PyArray_Descr *descr = dtype_from(type->dtype, type->dtype_len);
     if (!descr) return NULL;
-    npy_intp shape[PGS_MAX_NDIM];
-    for (uint32_t i = 0; i < obj->type.ndim; i++) shape[i] = (npy_intp)obj->type.shape[i];
-    if ((uint64_t)PyDataType_ELSIZE(descr) != obj->type.itemsize || obj->type.ndim > NPY_MAXDIMS) {
-        PyErr_Format(core.errors[PGS_ECORRUPT], "%R: dtype and item size do not fit each other: run check()", key);
-        Py_DECREF(descr);
-        return NULL;
+    unsigned __int128 n = (unsigned __int128)PyDataType_ELSIZE(descr);
+    bool ok = n == type->itemsize && type->ndim <= PGS_MAX_NDIM;
+    for (uint32_t i = 0; ok && i < type->ndim; i++) {
+        ok = type->shape[i] >= 0 && n < (unsigned __int128)1 << 64;
+        n *= (uint64_t)type->shape[i];
+        shape[i] = (npy_intp)type->shape[i];
     }
-    ProvObject *prov = prov_new(store, key, view, obj->id, version, obj->n_bytes);
+    if (ok && n <= pgs_view_size(view->v)) return descr;
+    PyErr_Format(core.errors[PGS_ECORRUPT], "%R: dtype, shape and size do not fit each other: run check()", key);
+    Py_DECREF(descr);
+    return NULL;
+}
+
+PyObject *array_writable(const struct pgs_type *type, ViewObject *view, PyObject *key)
+{
+    npy_intp shape[PGS_MAX_NDIM];
+    PyArray_Descr *descr = checked_type(type, view, shape, key);
+    if (!descr) return NULL;
+    int flags = NPY_ARRAY_WRITEABLE | (type->order == 'F' ? NPY_ARRAY_F_CONTIGUOUS : 0);
+    PyObject *a =
+        PyArray_NewFromDescr(&PyArray_Type, descr, (int)type->ndim, shape, NULL, pgs_view_data(view->v), flags, NULL);
+    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef((PyObject *)view)) < 0) Py_CLEAR(a);
+    return a;
+}
+
+PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, pgs_snapshot *sn)
+{
+    npy_intp shape[PGS_MAX_NDIM];
+    PyArray_Descr *descr = checked_type(&obj->type, view, shape, key);
+    if (!descr) return NULL;
+    ProvObject *prov = prov_new(store, key, descr, view, sn, obj->id, obj->n_bytes);
     PyObject *a = NULL;
     if (prov) {
         int flags = obj->type.order == 'F' ? NPY_ARRAY_F_CONTIGUOUS : 0;
@@ -226,19 +267,21 @@ PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *ob
     return a;
 }
 
-/* _array_from(store, key, view, id, version, n_bytes, offset, dtype, shape, strides): what a handle describes; every number is checked. */
+/* _array_from(snapshot, key, unnamed, stored dtype, view, id, n_bytes, offset, dtype, shape, strides): what a handle describes; every number is checked. */
 static PyObject *array_from(PyObject *module, PyObject *args)
 {
     (void)module;
-    PyObject *store, *key, *view, *shape_o, *strides_o;
-    PyArray_Descr *descr;
-    unsigned long long id, version, n_bytes, offset;
-    if (!PyArg_ParseTuple(args, "OOO!KKKKO!O!O!", &store, &key, core.view_type, &view, &id, &version, &n_bytes, &offset,
-                          &PyArrayDescr_Type, &descr, &PyTuple_Type, &shape_o, &PyTuple_Type, &strides_o))
+    PyObject *snapshot, *key, *view, *shape_o, *strides_o;
+    PyArray_Descr *descr, *stored;
+    unsigned long long id, n_bytes, offset;
+    int unnamed;
+    if (!PyArg_ParseTuple(args, "O!OpO!O!KKKO!O!O!", core.snapshot_type, &snapshot, &key, &unnamed, &PyArrayDescr_Type,
+                          &stored, core.view_type, &view, &id, &n_bytes, &offset, &PyArrayDescr_Type, &descr,
+                          &PyTuple_Type, &shape_o, &PyTuple_Type, &strides_o))
         return NULL;
     Py_ssize_t nd = PyTuple_GET_SIZE(shape_o);
-    npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
-    if (nd > NPY_MAXDIMS || PyTuple_GET_SIZE(strides_o) != nd || PyDataType_REFCHK(descr))
+    npy_intp shape[PGS_MAX_NDIM], strides[PGS_MAX_NDIM];
+    if (nd > PGS_MAX_NDIM || PyTuple_GET_SIZE(strides_o) != nd || PyDataType_REFCHK(descr))
         return PyErr_SetString(PyExc_ValueError, "malformed array handle"), NULL;
     __int128 lo = (__int128)offset, hi = lo + PyDataType_ELSIZE(descr);
     bool empty = false;
@@ -256,8 +299,11 @@ static PyObject *array_from(PyObject *module, PyObject *args)
     uint64_t have = pgs_view_size(((ViewObject *)view)->v);
     if (n_bytes > have || offset > have || (!empty && (lo < 0 || hi > (__int128)have)))
         return PyErr_SetString(PyExc_ValueError, "the array handle reaches outside of its object"), NULL;
-    ProvObject *prov = prov_new(store, key, (ViewObject *)view, id, version, n_bytes);
+    SnapshotObject *sn = (SnapshotObject *)snapshot;
+    if (!sn->sn) return PyErr_SetString(PyExc_ValueError, "the snapshot of an array handle is closed"), NULL;
+    ProvObject *prov = prov_new((PyObject *)sn->store, key, stored, (ViewObject *)view, sn->sn, id, n_bytes);
     if (!prov) return NULL;
+    prov->unnamed = unnamed;
     Py_INCREF(descr);
     PyObject *a = array_over(descr, (int)nd, shape, strides, 0, prov->addr + offset, prov);
     Py_DECREF(prov);

@@ -4,7 +4,8 @@
  * The module translates: Python objects to bytes and types, errors to exceptions, handles to objects. It holds no page, tree, version or conflict logic:
  * that is libshm's, reached through pagestone.h only.
  *
- *   I1  The GIL is released around every library call that may block or copy much; never inside the read path of a small object.
+ *   I1  The GIL is released around every library call that may wait or copy much, and around every call on a transaction: another thread may be
+ *       inside it, holding its mutex and asking for the GIL to look for signals. Only the read path of stores and snapshots, which waits for nobody, keeps it.
  *   I2  A View object owns a pgs_view; arrays and memoryviews over store memory keep it alive as their base.
  *   I3  One module state per process: sub-interpreters are refused at import.
  */
@@ -48,13 +49,12 @@ static inline int PyModule_AddObjectRef(PyObject *m, const char *name, PyObject 
 
 struct core_state {
     PyObject *errors[32]; /* by PGS_E…: exception classes of pagestone._errors */
-    PyObject *conflict_error, *corrupt_error;
+    PyObject *pickle_refused;
     PyObject *dtype_encode, *dtype_decode; /* pagestone._dtype */
     PyObject *dtype_names;                 /* dict: dtype -> bytes */
     PyObject *dtypes;                      /* dict: bytes -> dtype */
     PyObject *pickle_dump, *pickle_load;   /* pagestone._pickle */
     PyObject *memmap_type;
-    PyObject *empty_tuple;
     PyTypeObject *store_type, *snapshot_type, *txn_type, *view_type, *array_type, *iter_type, *prov_type;
 };
 extern struct core_state core;
@@ -84,7 +84,7 @@ typedef struct {
 PyObject *view_wrap(pgs_view *v, int writable); /* steals v, also on failure */
 
 /* --- dtype.c ------------------------------------------------------------------------------------------------------------ */
-/* New reference to the bytes that describe a dtype / the dtype that bytes describe. */
+/* New reference to the bytes that describe a dtype / the dtype that bytes describe; never one with Python objects. */
 PyObject *dtype_describe(PyArray_Descr *descr);
 PyArray_Descr *dtype_from(const char *p, size_t len);
 /* Fill *type from an array-like description. *desc keeps the bytes that type->dtype points into. */
@@ -99,23 +99,32 @@ PyObject *plain_decode(const char *p, size_t len);
 typedef struct {                   /* where an Array's memory came from */
     PyObject_HEAD PyObject *store; /* the Python Store */
     PyObject *key;
+    int unnamed;     /* of ps.share: the key is nobody's business */
+    PyObject *dtype; /* of the stored object */
     ViewObject *view;
+    pgs_snapshot
+        *sn; /* of views that pin nothing (small objects): keeps the generation that a handle names; else NULL */
     uint64_t version, gen, id, n_bytes;
     char *addr;
 } ProvObject;
 struct core_array_extra {
     ProvObject *prov; /* owned, or NULL */
 };
-struct core_array_extra *array_extra(PyObject *a);
+/* The provenance of an Array (borrowed), or NULL: none, or its memory is elsewhere by now. */
+ProvObject *array_prov(PyObject *a);
 int array_types_init(PyObject *module);
-/* Array over a whole object. */
-PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, uint64_t version);
+/* Array over a whole object of `sn`. */
+PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, pgs_snapshot *sn);
+/* Plain writable ndarray over a whole object (borrows view and makes it the base). */
+PyObject *array_writable(const struct pgs_type *type, ViewObject *view, PyObject *key);
 bool array_check(PyObject *o); /* an Array (also without provenance) */
 
 /* --- value.c ------------------------------------------------------------------------------------------------------------- */
 enum { WANT_ARRAY_READ, WANT_PRIVATE };
-/* The Python value of an object found in `sn`. store: the Python Store (provenance, allow_pickle). */
+/* The Python value of an object found in `sn`, of which the caller owns a reference. store: the Python Store (provenance, allow_pickle). */
 PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const struct pgs_object *obj, int how);
+/* Can this content be decoded from obj->inline_data alone? Buffers of a pickle need a view to live in. */
+bool value_is_inline(const struct pgs_object *obj);
 /* Bytes, plain and pickled contents. view may be NULL for inline data. */
 PyObject *value_decode(PyObject *store, const struct pgs_object *obj, const void *data, ViewObject *view,
                        PyObject *key);
@@ -147,8 +156,8 @@ int snapshot_type_init(PyObject *module);
 int txn_type_init(PyObject *module);
 int view_type_init(PyObject *module);
 int iter_type_init(PyObject *module);
-/* An iterator over the keys below prefix; strip: bytes to leave out of each key. what: 'k' keys, 'i' (key, kind, nbytes). */
-PyObject *iter_wrap(pgs_iter *it, PyObject *owner, Py_ssize_t strip, char what);
+/* An iterator over the keys below prefix; strip: bytes to leave out of each key. what: 'k' keys, 'i' (key, info). Takes `it`, also on failure. */
+PyObject *iter_wrap(pgs_iter *it, PyObject *owner, bool of_txn, Py_ssize_t strip, char what);
 PyObject *object_info(const struct pgs_object *obj); /* dict: kind, dtype, shape, … */
 
 #define CORE_BLOCKING(call)                                                                                            \

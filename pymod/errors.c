@@ -82,7 +82,7 @@ int core_interrupted(void *ctx)
 {
     (void)ctx;
     PyGILState_STATE g = PyGILState_Ensure();
-    int stop = PyErr_CheckSignals() != 0;
+    int stop = !PyErr_Occurred() && PyErr_CheckSignals() != 0; /* a dealloc may run while an exception is under way */
     PyGILState_Release(g);
     return stop;
 }
@@ -119,14 +119,11 @@ int key_for_writing(PyObject *o, struct key *k)
         PyErr_Format(PyExc_ValueError, "key %R is not valid Unicode text: it has lone surrogates", o);
         return -1;
     }
-    struct pgs_error err = {0};
-    int rc = k->len && memchr(k->p, 0, (size_t)k->len) ? -PGS_ENAME : pgs_key_check(k->p, (size_t)k->len, &err);
-    if (rc < 0) {
-        if (!err.text[0])
-            PyErr_Format(PyExc_ValueError, "key %R contains a NUL character", o);
-        else
-            core_raise(rc, &err);
+    if (k->len && memchr(k->p, 0, (size_t)k->len)) {
+        PyErr_Format(PyExc_ValueError, "key %R contains a NUL character: keys are text without NUL", o);
         return -1;
     }
-    return 0;
+    struct pgs_error err = {0};
+    int rc = pgs_key_check(k->p, (size_t)k->len, &err);
+    return rc < 0 ? core_raise_int(rc, &err) : 0;
 }

@@ -5,12 +5,13 @@
 
 typedef struct {
     PyObject_HEAD pgs_iter *it;
-    PyObject *owner; /* the snapshot or transaction it reads */
+    PyObject *owner; /* the snapshot or transaction that it reads; the library keeps what lies behind it */
+    bool of_txn;
     Py_ssize_t strip;
     char what;
 } IterObject;
 
-PyObject *iter_wrap(pgs_iter *it, PyObject *owner, Py_ssize_t strip, char what)
+PyObject *iter_wrap(pgs_iter *it, PyObject *owner, bool of_txn, Py_ssize_t strip, char what)
 {
     IterObject *o = PyObject_New(IterObject, core.iter_type);
     if (!o) {
@@ -19,6 +20,7 @@ PyObject *iter_wrap(pgs_iter *it, PyObject *owner, Py_ssize_t strip, char what)
     }
     o->it = it;
     o->owner = Py_NewRef(owner);
+    o->of_txn = of_txn;
     o->strip = strip;
     o->what = what;
     return (PyObject *)o;
@@ -41,10 +43,14 @@ static PyObject *iter_next(PyObject *self)
     struct pgs_object obj;
     const void *key;
     size_t len;
-    int rc = pgs_iter_next(o->it, &key, &len, o->what == 'i' ? &obj : NULL, &err);
+    int rc;
+    if (o->of_txn)
+        CORE_BLOCKING(rc = pgs_iter_next(o->it, &key, &len, o->what == 'i' ? &obj : NULL, &err));
+    else
+        rc = pgs_iter_next(o->it, &key, &len, o->what == 'i' ? &obj : NULL, &err);
     if (rc == -PGS_ENOENT) return NULL;
     if (rc < 0) return core_raise(rc, &err);
-    PyObject *name = PyUnicode_DecodeUTF8((const char *)key + o->strip, (Py_ssize_t)len - o->strip, NULL);
+    PyObject *name = PyUnicode_DecodeUTF8((const char *)key + o->strip, (Py_ssize_t)len - o->strip, "surrogateescape");
     if (!name || o->what == 'k') return name;
     PyObject *info = object_info(&obj);
     PyObject *r = info ? PyTuple_Pack(2, name, info) : NULL;

@@ -56,7 +56,7 @@ static int core_exec(PyObject *module)
         return -1;
     }
     if (PyArray_ImportNumPyAPI() < 0 || core_errors_init(module) < 0) return -1;
-    if (!(core.errors[31] = attr_of("pagestone._errors", "PickleRefusedError")) ||
+    if (!(core.pickle_refused = attr_of("pagestone._errors", "PickleRefusedError")) ||
         !(core.dtype_encode = attr_of("pagestone._dtype", "describe")) ||
         !(core.dtype_decode = attr_of("pagestone._dtype", "from_description")) ||
         !(core.pickle_dump = attr_of("pagestone._pickle", "dump")) ||

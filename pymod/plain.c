@@ -9,11 +9,14 @@
  *   d f64               c f64 f64                         float, complex
  *   s u32 len, UTF-8    y u32 len, bytes                  (surrogates pass)
  *   l u32 n, items      m u32 n, n × (u32 len, key UTF-8, value)
- *   n u16 len, dtype, u32 len, bytes                      NumPy scalar
+ *   S u32 len, UTF-8    Y u32 len, bytes                  np.str_, np.bytes_ (as bytes of a dtype they would lose NULs at the end)
+ *   n u16 len, dtype, u32 len, bytes                      other NumPy scalars; the dtype is "q" or "Q" for np.longlong, whose dtype equals int64
  */
 #include "pymod/core.h"
 
 #define MAX_DEPTH 64 /* deeper values are pickled */
+#define MAX_BYTES                                                                                                      \
+    ((size_t)1 << 30) /* larger ones, too: a list that holds another many times over could have any size here */
 
 struct out {
     char *p;
@@ -50,12 +53,12 @@ static int emit_tag(struct out *o, char tag)
 
 static int emit_sized(struct out *o, char tag, const void *p, size_t n)
 {
-    if (n > UINT32_MAX) return PyErr_SetString(PyExc_OverflowError, "a plain value is limited to 4 GiB"), -1;
+    if (n > UINT32_MAX) return PyErr_SetString(PyExc_ValueError, "a str or int of more than 4 GiB"), -1;
     uint32_t len = (uint32_t)n;
     return emit_tag(o, tag) < 0 || emit(o, &len, 4) < 0 || emit(o, p, n) < 0 ? -1 : 0;
 }
 
-static int emit_str(struct out *o, PyObject *s, bool tagged)
+static int emit_str(struct out *o, PyObject *s, char tag) /* 0: none */
 {
     Py_ssize_t n;
     const char *p = PyUnicode_AsUTF8AndSize(s, &n);
@@ -66,11 +69,12 @@ static int emit_str(struct out *o, PyObject *s, bool tagged)
         p = PyBytes_AS_STRING(tmp);
         n = PyBytes_GET_SIZE(tmp);
     }
-    int rc = tagged ? emit_sized(o, 's', p, (size_t)n) : 0;
-    if (!tagged) {
-        uint32_t len = (uint32_t)n;
-        rc = n > UINT32_MAX || emit(o, &len, 4) < 0 || emit(o, p, (size_t)n) < 0 ? -1 : 0;
-    }
+    if (tag == 0 && n > UINT32_MAX) PyErr_SetString(PyExc_ValueError, "a dict key of more than 4 GiB");
+    uint32_t len = (uint32_t)n;
+    int rc = tag                ? emit_sized(o, tag, p, (size_t)n)
+             : n > UINT32_MAX   ? -1
+             : emit(o, &len, 4) ? -1
+                                : emit(o, p, (size_t)n);
     Py_XDECREF(tmp);
     return rc;
 }
@@ -102,12 +106,16 @@ static int emit_int(struct out *o, PyObject *v)
 /* 1 encoded, 0 not plain, -1 error: as all of these */
 static int emit_scalar(struct out *o, PyObject *v)
 {
+    if ((PyObject *)Py_TYPE(v) == (PyObject *)&PyUnicodeArrType_Type) return emit_str(o, v, 'S') < 0 ? -1 : 1;
+    if ((PyObject *)Py_TYPE(v) == (PyObject *)&PyStringArrType_Type)
+        return emit_sized(o, 'Y', PyBytes_AS_STRING(v), (size_t)PyBytes_GET_SIZE(v)) < 0 ? -1 : 1;
     PyArray_Descr *d = PyArray_DescrFromScalar(v);
     if (!d) return -1;
     int rc = 0;
     PyObject *desc = NULL, *b = NULL;
     if (!PyDataType_REFCHK(d) && (PyObject *)d->typeobj == (PyObject *)Py_TYPE(v)) {
-        desc = dtype_describe(d);
+        bool longlong = d->type_num == NPY_LONGLONG || d->type_num == NPY_ULONGLONG;
+        desc = longlong ? PyBytes_FromStringAndSize(&d->type, 1) : dtype_describe(d);
         b = desc ? PyObject_CallMethod(v, "tobytes", NULL) : NULL;
         rc = -1;
         if (b && PyBytes_GET_SIZE(desc) <= UINT16_MAX && (uint64_t)PyBytes_GET_SIZE(b) <= UINT32_MAX) {
@@ -157,7 +165,7 @@ static int encode_dict(struct out *o, PyObject *v, int depth)
         if (!PyUnicode_CheckExact(key) || seen++ == n) return 0;
         Py_INCREF(key);
         Py_INCREF(val);
-        int rc = emit_str(o, key, false) < 0 ? -1 : encode(o, val, depth + 1);
+        int rc = emit_str(o, key, 0) < 0 ? -1 : encode(o, val, depth + 1);
         Py_DECREF(key);
         Py_DECREF(val);
         if (rc != 1) return rc;
@@ -168,7 +176,7 @@ static int encode_dict(struct out *o, PyObject *v, int depth)
 static int encode(struct out *o, PyObject *v, int depth)
 {
     int rc;
-    if (depth > MAX_DEPTH) return 0;
+    if (depth > MAX_DEPTH || o->len > MAX_BYTES) return 0;
     if (v == Py_None)
         rc = emit_tag(o, 'N');
     else if (v == Py_True)
@@ -184,14 +192,14 @@ static int encode(struct out *o, PyObject *v, int depth)
         Py_complex c = PyComplex_AsCComplex(v);
         rc = emit_tag(o, 'c') < 0 || emit(o, &c.real, 8) < 0 ? -1 : emit(o, &c.imag, 8);
     } else if (PyUnicode_CheckExact(v))
-        rc = emit_str(o, v, true);
+        rc = emit_str(o, v, 's');
     else if (PyBytes_CheckExact(v))
         rc = emit_sized(o, 'y', PyBytes_AS_STRING(v), (size_t)PyBytes_GET_SIZE(v));
     else if (PyList_CheckExact(v))
         return encode_list(o, v, depth);
     else if (PyDict_CheckExact(v))
         return encode_dict(o, v, depth);
-    else if (PyArray_CheckScalar(v) && !PyArray_Check(v))
+    else if (PyArray_IsScalar(v, Generic))
         return emit_scalar(o, v);
     else
         return 0;
@@ -291,6 +299,19 @@ static PyObject *decode_dict(struct in *in, int depth)
     return dict;
 }
 
+/* np.str_ and np.bytes_ are made from the Python object. */
+static PyObject *decode_text(struct in *in, PyTypeObject *type)
+{
+    uint32_t n;
+    const char *p = take_sized(in, &n);
+    if (!p) return NULL;
+    PyObject *v = type == &PyUnicodeArrType_Type ? PyUnicode_DecodeUTF8(p, (Py_ssize_t)n, "surrogatepass")
+                                                 : PyBytes_FromStringAndSize(p, (Py_ssize_t)n);
+    PyObject *r = v ? PyObject_CallFunctionObjArgs((PyObject *)type, v, NULL) : NULL;
+    Py_XDECREF(v);
+    return r;
+}
+
 static PyObject *decode_scalar(struct in *in)
 {
     uint16_t dl;
@@ -353,6 +374,10 @@ static PyObject *decode(struct in *in, int depth)
         return decode_list(in, depth);
     case 'm':
         return decode_dict(in, depth);
+    case 'S':
+        return decode_text(in, &PyUnicodeArrType_Type);
+    case 'Y':
+        return decode_text(in, &PyStringArrType_Type);
     case 'n':
         return decode_scalar(in);
     default:
@@ -366,6 +391,10 @@ PyObject *plain_decode(const char *p, size_t len)
     PyObject *v = decode(&in, 0);
     if (v && in.p != in.end) {
         Py_DECREF(v);
+        return malformed();
+    }
+    if (!v && PyErr_ExceptionMatches(PyExc_ValueError)) { /* bad UTF-8, a number out of range */
+        PyErr_Clear();
         return malformed();
     }
     return v;

@@ -75,7 +75,7 @@ static void snapshot_dealloc(PyObject *self)
     Py_DECREF(tp);
 }
 
-static PyObject *snapshot_get(PyObject *self, PyObject *key)
+static PyObject *get(PyObject *self, PyObject *key, int how)
 {
     SnapshotObject *o = (SnapshotObject *)self;
     pgs_snapshot *sn = use(o);
@@ -85,7 +85,16 @@ static PyObject *snapshot_get(PyObject *self, PyObject *key)
     if (!sn || key_for_reading(key, &k) < 0) return NULL;
     int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
     if (rc == -PGS_ENOENT) return key_error(key);
-    return rc < 0 ? core_raise(rc, &err) : value_load((PyObject *)o->store, sn, key, &obj, WANT_ARRAY_READ);
+    if (rc < 0) return core_raise(rc, &err);
+    pgs_snapshot_ref(sn); /* another thread may close() it while the GIL is away */
+    PyObject *r = value_load((PyObject *)o->store, sn, key, &obj, how);
+    pgs_snapshot_unref(sn);
+    return r;
+}
+
+static PyObject *snapshot_get(PyObject *self, PyObject *key)
+{
+    return get(self, key, WANT_ARRAY_READ);
 }
 
 static int snapshot_contains(PyObject *self, PyObject *key)
@@ -120,7 +129,7 @@ static PyObject *snapshot_iter(PyObject *self, PyObject *args)
     pgs_iter *it = NULL;
     if (!sn || !PyArg_ParseTuple(args, "s#pC", &prefix, &len, &strip, &what)) return NULL;
     int rc = pgs_iter_snapshot(sn, prefix, (size_t)len, &it, &err);
-    return rc < 0 ? core_raise(rc, &err) : iter_wrap(it, self, strip ? len : 0, (char)what);
+    return rc < 0 ? core_raise(rc, &err) : iter_wrap(it, self, false, strip ? len : 0, (char)what);
 }
 
 static PyObject *snapshot_info(PyObject *self, PyObject *key)
@@ -137,15 +146,7 @@ static PyObject *snapshot_info(PyObject *self, PyObject *key)
 
 static PyObject *snapshot_private(PyObject *self, PyObject *key)
 {
-    SnapshotObject *o = (SnapshotObject *)self;
-    pgs_snapshot *sn = use(o);
-    struct key k;
-    struct pgs_object obj;
-    struct pgs_error err = {0};
-    if (!sn || key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
-    if (rc == -PGS_ENOENT) return key_error(key);
-    return rc < 0 ? core_raise(rc, &err) : value_load((PyObject *)o->store, sn, key, &obj, WANT_PRIVATE);
+    return get(self, key, WANT_PRIVATE);
 }
 
 /* _view(key) -> (View, info): for handles, whatever the kind. */
@@ -159,9 +160,14 @@ static PyObject *snapshot_view(PyObject *self, PyObject *key)
     if (!sn || key_for_reading(key, &k) < 0) return NULL;
     int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
     if (rc == -PGS_ENOENT) return key_error(key);
-    if (rc == 0) CORE_BLOCKING(rc = pgs_view_open(sn, &obj, 0, &v, &err));
+    if (rc == 0) {
+        pgs_snapshot_ref(sn);
+        CORE_BLOCKING(rc = pgs_view_open(sn, &obj, 0, &v, &err));
+        if (rc < 0) pgs_snapshot_unref(sn);
+    }
     if (rc < 0) return core_raise(rc, &err);
     PyObject *view = view_wrap(v, 0), *info = object_info(&obj), *r = view && info ? PyTuple_Pack(2, view, info) : NULL;
+    pgs_snapshot_unref(sn); /* obj points into its memory */
     Py_XDECREF(view);
     Py_XDECREF(info);
     return r;
@@ -179,7 +185,9 @@ static PyObject *snapshot_find_id(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     if (!sn || !PyArg_ParseTuple(args, "Ky#", &id, &p, &n)) return NULL;
     int rc;
+    pgs_snapshot_ref(sn);
     CORE_BLOCKING(rc = pgs_find_id(sn, id, p, (size_t)n, buf, &len, &err));
+    pgs_snapshot_unref(sn);
     if (rc < 0) return core_raise(rc, &err);
     return PyUnicode_DecodeUTF8(buf, (Py_ssize_t)len, "surrogateescape");
 }
@@ -214,7 +222,11 @@ static PyObject *snapshot_diff(PyObject *self, PyObject *other)
     struct pgs_error err = {0};
     int rc;
     if (!list) return NULL;
+    pgs_snapshot_ref(a);
+    pgs_snapshot_ref(b);
     CORE_BLOCKING(rc = pgs_diff(a, b, diff_emit, list, &err));
+    pgs_snapshot_unref(a);
+    pgs_snapshot_unref(b);
     if (rc < 0) {
         Py_DECREF(list);
         return core_raise(rc, &err);

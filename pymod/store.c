@@ -8,15 +8,24 @@
 /* StoreBase(path: bytes|None, handle: bytes|None, mode, size, durability, history_kind, history_value, timeout_ns, checksums, allow_pickle: -1|0|1) */
 static PyObject *store_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
 {
-    const char *path;
+    PyObject *path;
     Py_buffer handle = {0};
     int mode, durability, history, checksums, allow;
     unsigned long long size, history_value;
     long long timeout;
     (void)kw;
-    if (!PyArg_ParseTuple(args, "zz*iKiiKLii", &path, &handle, &mode, &size, &durability, &history, &history_value,
+    if (!PyArg_ParseTuple(args, "Oz*iKiiKLii", &path, &handle, &mode, &size, &durability, &history, &history_value,
                           &timeout, &checksums, &allow))
         return NULL;
+    if (path != Py_None && !PyBytes_Check(path)) {
+        PyBuffer_Release(&handle);
+        return PyErr_Format(PyExc_TypeError, "path: bytes or None");
+    }
+    const char *name = path == Py_None ? NULL : PyBytes_AS_STRING(path);
+    if (name && strlen(name) != (size_t)PyBytes_GET_SIZE(path)) {
+        PyBuffer_Release(&handle);
+        return PyErr_Format(PyExc_ValueError, "the path contains a NUL byte");
+    }
     struct pgs_options opt = {.mode = (enum pgs_mode)mode,
                               .size = size,
                               .durability = (enum pgs_durability)durability,
@@ -30,13 +39,16 @@ static PyObject *store_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
     pgs_store *s = NULL;
     int rc;
     CORE_BLOCKING(rc = handle.buf ? pgs_open_handle(handle.buf, (size_t)handle.len, &opt, &s, &err)
-                                  : pgs_open(path, &opt, &s, &err));
+                                  : pgs_open(name, &opt, &s, &err));
     PyBuffer_Release(&handle);
     if (rc == 0) rc = pgs_store_info(s, &info, &err);
     if (rc < 0) {
         pgs_store_unref(s);
         if (rc == -PGS_ENOENT || rc == -PGS_EEXIST) {
-            PyErr_SetString(rc == -PGS_ENOENT ? PyExc_FileNotFoundError : PyExc_FileExistsError, err.text);
+            PyObject *cls = rc == -PGS_ENOENT ? PyExc_FileNotFoundError : PyExc_FileExistsError;
+            PyObject *exc = PyObject_CallFunction(cls, "is", rc == -PGS_ENOENT ? ENOENT : EEXIST, err.text);
+            if (exc) PyErr_SetObject(cls, exc);
+            Py_XDECREF(exc);
             return NULL;
         }
         return core_raise(rc, &err);
@@ -79,17 +91,22 @@ static void store_dealloc(PyObject *self)
 
 /* --- the mapping -------------------------------------------------------------------------------------------------------- */
 
-static PyObject *load_head(StoreObject *o, PyObject *key, int how)
+/* missing: gets what to return for a key that is not there; NULL: raise KeyError. KeyErrors of an unpickled object's own code pass. */
+static PyObject *load_head(StoreObject *o, PyObject *key, int how, PyObject *missing)
 {
     struct key k;
     struct pgs_object obj;
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
-    if (key_for_reading(key, &k) < 0) return NULL;
+    if (key_for_reading(key, &k) < 0) {
+        if (!missing || !PyErr_ExceptionMatches(PyExc_KeyError)) return NULL;
+        PyErr_Clear();
+        return Py_NewRef(missing);
+    }
     int rc = pgs_snapshot_head(o->s, &sn, &err);
     if (rc < 0) return core_raise(rc, &err);
     rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
-    PyObject *r = rc == -PGS_ENOENT ? key_error(key)
+    PyObject *r = rc == -PGS_ENOENT ? (missing ? Py_NewRef(missing) : key_error(key))
                   : rc < 0          ? core_raise(rc, &err)
                                     : value_load((PyObject *)o, sn, key, &obj, how);
     pgs_snapshot_unref(sn);
@@ -98,24 +115,20 @@ static PyObject *load_head(StoreObject *o, PyObject *key, int how)
 
 static PyObject *store_get(PyObject *self, PyObject *key)
 {
-    return load_head((StoreObject *)self, key, WANT_ARRAY_READ);
+    return load_head((StoreObject *)self, key, WANT_ARRAY_READ, NULL);
 }
 
 static PyObject *store_private(PyObject *self, PyObject *key)
 {
-    return load_head((StoreObject *)self, key, WANT_PRIVATE);
+    return load_head((StoreObject *)self, key, WANT_PRIVATE, NULL);
 }
 
-static PyObject *store_get_default(PyObject *self, PyObject *args)
+static PyObject *store_get_default(PyObject *self, PyObject *args, PyObject *kw)
 {
+    static char *names[] = {"key", "default", NULL};
     PyObject *key, *d = Py_None;
-    if (!PyArg_ParseTuple(args, "O|O:get", &key, &d)) return NULL;
-    PyObject *r = store_get(self, key);
-    if (!r && PyErr_ExceptionMatches(PyExc_KeyError)) {
-        PyErr_Clear();
-        r = Py_NewRef(d);
-    }
-    return r;
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "O|O:get", names, &key, &d)) return NULL;
+    return load_head((StoreObject *)self, key, WANT_ARRAY_READ, d);
 }
 
 static int store_contains(PyObject *self, PyObject *key)
@@ -161,13 +174,13 @@ static int store_set(PyObject *self, PyObject *key, PyObject *value)
         if (rc < 0) return core_raise_int(rc, &err);
         if (value) {
             if (value_store(self, t, &k, value) < 0) {
-                pgs_txn_unref(t);
+                CORE_BLOCKING(pgs_txn_unref(t));
                 return -1;
             }
         } else
-            rc = pgs_txn_delete(t, k.p, (size_t)k.len, &err);
+            CORE_BLOCKING(rc = pgs_txn_delete(t, k.p, (size_t)k.len, &err));
         if (rc == 0) CORE_BLOCKING(rc = pgs_txn_commit(t, NULL, &version, &err));
-        pgs_txn_unref(t);
+        CORE_BLOCKING(pgs_txn_unref(t));
         if (rc == -PGS_ECONFLICT && PyErr_CheckSignals() == 0) continue;
         if (rc == -PGS_ENOENT) return key_error(key), -1;
         return rc < 0 ? core_raise_int(rc, &err) : 0;
@@ -186,7 +199,13 @@ static PyObject *store_versions(PyObject *self, PyObject *unused)
     CORE_BLOCKING(rc = pgs_versions(((StoreObject *)self)->s, &list, &n, &err));
     if (rc < 0) return core_raise(rc, &err);
     PyObject *r = PyList_New((Py_ssize_t)n);
-    for (size_t i = 0; r && i < n; i++) PyList_SET_ITEM(r, (Py_ssize_t)i, PyLong_FromUnsignedLongLong(list[i]));
+    for (size_t i = 0; r && i < n; i++) {
+        PyObject *v = PyLong_FromUnsignedLongLong(list[i]);
+        if (v)
+            PyList_SET_ITEM(r, (Py_ssize_t)i, v);
+        else
+            Py_CLEAR(r);
+    }
     pgs_free(list);
     return r;
 }
@@ -243,6 +262,11 @@ static PyObject *store_tags(PyObject *self, PyObject *unused)
     return d;
 }
 
+static PyObject *text_of(const char *p) /* whatever bytes a C program left */
+{
+    return p ? PyUnicode_DecodeUTF8(p, (Py_ssize_t)strlen(p), "replace") : Py_NewRef(Py_None);
+}
+
 struct log_ctx {
     PyObject *list;
     long long limit;
@@ -262,10 +286,9 @@ static int log_emit(void *ctx_, const struct pgs_commit_info *c)
             PyTuple_SET_ITEM(keys, (Py_ssize_t)i, k);
         p += strlen(p) + 1;
     }
-    PyObject *item = keys ? Py_BuildValue("(KKKNzNKi)", (unsigned long long)c->version, (unsigned long long)c->time_ns,
-                                          (unsigned long long)c->pid,
-                                          PyUnicode_DecodeUTF8(c->command, (Py_ssize_t)strlen(c->command), "replace"),
-                                          c->message, keys, (unsigned long long)c->bytes_written, c->keys_truncated)
+    PyObject *item = keys ? Py_BuildValue("(KKKNNNKi)", (unsigned long long)c->version, (unsigned long long)c->time_ns,
+                                          (unsigned long long)c->pid, text_of(c->command), text_of(c->message), keys,
+                                          (unsigned long long)c->bytes_written, c->keys_truncated)
                           : NULL;
     int rc = item ? PyList_Append(ctx->list, item) : -1;
     Py_XDECREF(item);
@@ -326,11 +349,9 @@ static int reader_emit(void *list, const struct pgs_reader *r)
     PyObject *versions = PyTuple_New((Py_ssize_t)r->n_versions);
     for (size_t i = 0; versions && i < r->n_versions; i++)
         PyTuple_SET_ITEM(versions, (Py_ssize_t)i, PyLong_FromUnsignedLongLong(r->versions[i]));
-    PyObject *item = versions
-                         ? Py_BuildValue("(KNKNK)", (unsigned long long)r->pid,
-                                         PyUnicode_DecodeUTF8(r->command, (Py_ssize_t)strlen(r->command), "replace"),
-                                         (unsigned long long)r->since_ns, versions, (unsigned long long)r->bytes)
-                         : NULL;
+    PyObject *item = versions ? Py_BuildValue("(KNKNK)", (unsigned long long)r->pid, text_of(r->command),
+                                              (unsigned long long)r->since_ns, versions, (unsigned long long)r->bytes)
+                              : NULL;
     int rc = item ? PyList_Append(list, item) : -1;
     Py_XDECREF(item);
     PyGILState_Release(g);
@@ -355,8 +376,7 @@ static PyObject *store_readers(PyObject *self, PyObject *unused)
 static int check_emit(void *list, const char *object, const char *problem)
 {
     PyGILState_STATE g = PyGILState_Ensure();
-    PyObject *o = PyUnicode_DecodeUTF8(object, (Py_ssize_t)strlen(object), "replace"),
-             *p = PyUnicode_DecodeUTF8(problem, (Py_ssize_t)strlen(problem), "replace");
+    PyObject *o = text_of(object), *p = text_of(problem);
     PyObject *item = o && p ? PyTuple_Pack(2, o, p) : NULL;
     int rc = item ? PyList_Append(list, item) : -1;
     Py_XDECREF(o);
@@ -460,7 +480,7 @@ static PyObject *store_allow_pickle(PyObject *self, void *ctx)
     return PyBool_FromLong(((StoreObject *)self)->allow_pickle);
 }
 
-static PyMethodDef methods[] = {{"get", store_get_default, METH_VARARGS,
+static PyMethodDef methods[] = {{"get", (PyCFunction)(void (*)(void))store_get_default, METH_VARARGS | METH_KEYWORDS,
                                  "get(key, default=None)\n--\n\nThe value of `key`, or `default` if there is none."},
                                 {"_private", store_private, METH_O, NULL},
                                 {"_versions", store_versions, METH_NOARGS, NULL},

@@ -51,17 +51,10 @@ static void txn_dealloc(PyObject *self)
     Py_DECREF(tp);
 }
 
-static PyObject *writable_array(const struct pgs_object *obj, pgs_view *v)
+static PyObject *writable_array(const struct pgs_type *type, pgs_view *v, PyObject *key)
 {
     ViewObject *view = (ViewObject *)view_wrap(v, 1);
-    PyArray_Descr *descr = view ? dtype_from(obj->type.dtype, obj->type.dtype_len) : NULL;
-    npy_intp shape[PGS_MAX_NDIM];
-    for (uint32_t i = 0; i < obj->type.ndim; i++) shape[i] = (npy_intp)obj->type.shape[i];
-    int flags = NPY_ARRAY_WRITEABLE | (obj->type.order == 'F' ? NPY_ARRAY_F_CONTIGUOUS : 0);
-    PyObject *a = descr ? PyArray_NewFromDescr(&PyArray_Type, descr, (int)obj->type.ndim, shape, NULL, pgs_view_data(v),
-                                               flags, NULL)
-                        : NULL;
-    if (!a || PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef((PyObject *)view)) < 0) Py_CLEAR(a);
+    PyObject *a = view ? array_writable(type, view, key) : NULL;
     Py_XDECREF(view);
     return a;
 }
@@ -70,15 +63,16 @@ static PyObject *load(TxnObject *o, PyObject *key, const struct key *k)
 {
     struct pgs_object obj;
     struct pgs_error err = {0};
-    int rc = pgs_txn_get(o->t, k->p, (size_t)k->len, &obj, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_get(o->t, k->p, (size_t)k->len, &obj, &err));
     if (rc == -PGS_ENOENT) return key_error(key);
     if (rc < 0) return core_raise(rc, &err);
     pgs_view *v = NULL;
     if (obj.kind == PGS_KIND_ARRAY) {
         CORE_BLOCKING(rc = pgs_txn_edit(o->t, k->p, (size_t)k->len, &v, &err));
-        return rc < 0 ? core_raise(rc, &err) : writable_array(&obj, v);
+        return rc < 0 ? core_raise(rc, &err) : writable_array(&obj.type, v, key);
     }
-    if (obj.inline_data) return value_decode((PyObject *)o->store, &obj, obj.inline_data, NULL, key);
+    if (value_is_inline(&obj)) return value_decode((PyObject *)o->store, &obj, obj.inline_data, NULL, key);
     CORE_BLOCKING(rc = pgs_txn_view(o->t, k->p, (size_t)k->len, &v, &err));
     if (rc < 0) return core_raise(rc, &err);
     ViewObject *view = (ViewObject *)view_wrap(v, 0);
@@ -102,7 +96,8 @@ static int txn_contains(PyObject *self, PyObject *key)
         if (PyErr_ExceptionMatches(PyExc_KeyError)) return PyErr_Clear(), 0;
         return -1;
     }
-    int rc = pgs_txn_get(((TxnObject *)self)->t, k.p, (size_t)k.len, &obj, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_get(((TxnObject *)self)->t, k.p, (size_t)k.len, &obj, &err));
     return rc == -PGS_ENOENT ? 0 : rc < 0 ? core_raise_int(rc, &err) : 1;
 }
 
@@ -113,7 +108,8 @@ static int txn_set(PyObject *self, PyObject *key, PyObject *value)
     struct pgs_error err = {0};
     if (value) return key_for_writing(key, &k) < 0 ? -1 : value_store((PyObject *)o->store, o->t, &k, value);
     if (key_for_reading(key, &k) < 0) return -1;
-    int rc = pgs_txn_delete(o->t, k.p, (size_t)k.len, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_delete(o->t, k.p, (size_t)k.len, &err));
     return rc == -PGS_ENOENT ? (key_error(key), -1) : rc < 0 ? core_raise_int(rc, &err) : 0;
 }
 
@@ -125,8 +121,9 @@ static PyObject *txn_iter(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     pgs_iter *it = NULL;
     if (!PyArg_ParseTuple(args, "s#pC", &prefix, &len, &strip, &what)) return NULL;
-    int rc = pgs_iter_txn(((TxnObject *)self)->t, prefix, (size_t)len, &it, &err);
-    return rc < 0 ? core_raise(rc, &err) : iter_wrap(it, self, strip ? len : 0, (char)what);
+    int rc;
+    CORE_BLOCKING(rc = pgs_iter_txn(((TxnObject *)self)->t, prefix, (size_t)len, &it, &err));
+    return rc < 0 ? core_raise(rc, &err) : iter_wrap(it, self, true, strip ? len : 0, (char)what);
 }
 
 static PyObject *txn_info(PyObject *self, PyObject *key)
@@ -135,7 +132,8 @@ static PyObject *txn_info(PyObject *self, PyObject *key)
     struct pgs_object obj;
     struct pgs_error err = {0};
     if (key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_txn_get(((TxnObject *)self)->t, k.p, (size_t)k.len, &obj, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_get(((TxnObject *)self)->t, k.p, (size_t)k.len, &obj, &err));
     if (rc == -PGS_ENOENT) return key_error(key);
     return rc < 0 ? core_raise(rc, &err) : object_info(&obj);
 }
@@ -149,10 +147,10 @@ static int parse_type(PyObject *args, struct key *k, PyObject **key, struct pgs_
     if (!PyArg_ParseTuple(args, "OO!O!C", key, &PyTuple_Type, &shape_o, &PyArrayDescr_Type, &descr, &order) ||
         key_for_writing(*key, k) < 0)
         return -1;
-    npy_intp shape[NPY_MAXDIMS];
+    npy_intp shape[PGS_MAX_NDIM];
     Py_ssize_t nd = PyTuple_GET_SIZE(shape_o);
-    if (nd > NPY_MAXDIMS)
-        return PyErr_Format(PyExc_ValueError, "%zd dimensions are more than NumPy's %d", nd, NPY_MAXDIMS), -1;
+    if (nd > PGS_MAX_NDIM)
+        return PyErr_Format(PyExc_ValueError, "%zd dimensions are more than %d", nd, PGS_MAX_NDIM), -1;
     for (Py_ssize_t i = 0; i < nd; i++) {
         shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape_o, i));
         if (shape[i] == -1 && PyErr_Occurred()) return -1;
@@ -174,7 +172,8 @@ static PyObject *txn_create(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     PyObject *key, *desc;
     if (parse_type(args, &k, &key, &type, &desc) < 0) return NULL;
-    int rc = pgs_txn_create(((TxnObject *)self)->t, k.p, (size_t)k.len, &type, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_create(((TxnObject *)self)->t, k.p, (size_t)k.len, &type, &err));
     Py_DECREF(desc);
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
@@ -192,10 +191,8 @@ static PyObject *txn_empty(PyObject *self, PyObject *args)
     CORE_BLOCKING(rc = pgs_txn_empty(((TxnObject *)self)->t, k.p, (size_t)k.len, &type, &v, &err));
     if (rc < 0)
         core_raise(rc, &err);
-    else {
-        struct pgs_object obj = {.kind = PGS_KIND_ARRAY, .type = type};
-        r = writable_array(&obj, v);
-    }
+    else
+        r = writable_array(&type, v, key);
     Py_DECREF(desc);
     return r;
 }
@@ -208,7 +205,8 @@ static PyObject *txn_move(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO", &from_o, &to_o) || key_for_reading(from_o, &from) < 0 ||
         key_for_writing(to_o, &to) < 0)
         return NULL;
-    int rc = pgs_txn_move(((TxnObject *)self)->t, from.p, (size_t)from.len, to.p, (size_t)to.len, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_move(((TxnObject *)self)->t, from.p, (size_t)from.len, to.p, (size_t)to.len, &err));
     if (rc == -PGS_ENOENT) return key_error(from_o);
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
@@ -291,7 +289,8 @@ static PyObject *txn_depends(PyObject *self, PyObject *args)
     unsigned long long lo = 0, hi = 0;
     struct pgs_error err = {0};
     if (!PyArg_ParseTuple(args, "O|KK", &key, &lo, &hi) || key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_txn_depends(((TxnObject *)self)->t, k.p, (size_t)k.len, lo, hi, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_depends(((TxnObject *)self)->t, k.p, (size_t)k.len, lo, hi, &err));
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
 }
@@ -370,7 +369,8 @@ static PyObject *txn_landed(PyObject *self, PyObject *key)
     int64_t row = 0;
     struct pgs_error err = {0};
     if (key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_txn_landed(((TxnObject *)self)->t, k.p, (size_t)k.len, &row, &err);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_landed(((TxnObject *)self)->t, k.p, (size_t)k.len, &row, &err));
     if (rc == -PGS_ENOENT) return key_error(key);
     return rc < 0 ? core_raise(rc, &err) : PyLong_FromLongLong(row);
 }

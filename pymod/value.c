@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  *     exact ndarray, memmap, Array, no objects   array       C or F order kept, else made C
- *     bytes, bytearray, memoryview               bytes
+ *     bytes-like: bytes, bytearray, memoryview,  bytes
+ *     mmap, array.array, …
  *     plain values (plain.c)                     plain       never unpickled
  *     anything else                              pickle      protocol 5, buffers out of band
  *
@@ -38,7 +39,7 @@ static PyObject *bad_pickle(PyObject *key)
 static PyObject *load_pickle(StoreObject *store, const char *p, uint64_t n, ViewObject *view, PyObject *key)
 {
     if (!store->allow_pickle) {
-        PyErr_Format(core.errors[31],
+        PyErr_Format(core.pickle_refused,
                      "%R is a pickled object and this store may be written by others: loading it could run their code; "
                      "if you trust them, open with allow_pickle=True",
                      key);
@@ -69,13 +70,29 @@ static PyObject *load_pickle(StoreObject *store, const char *p, uint64_t n, View
     return r;
 }
 
+bool value_is_inline(const struct pgs_object *obj)
+{
+    uint32_t n_buf = 0;
+    if (!obj->inline_data || obj->kind == PGS_KIND_ARRAY) return false;
+    if (obj->kind == PGS_KIND_PICKLE && obj->n_bytes >= 16) memcpy(&n_buf, (const char *)obj->inline_data + 8, 4);
+    return n_buf == 0;
+}
+
+static PyObject *load_bytes(const void *data, uint64_t n)
+{
+    if (n < SMALL) return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    PyObject *b = n > PY_SSIZE_T_MAX ? PyErr_NoMemory() : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+    if (b) CORE_BLOCKING(memcpy(PyBytes_AS_STRING(b), data, (size_t)n));
+    return b;
+}
+
 PyObject *value_decode(PyObject *store, const struct pgs_object *obj, const void *data, ViewObject *view, PyObject *key)
 {
     switch (obj->kind) {
     case PGS_KIND_BYTES:
-        return PyBytes_FromStringAndSize(data, (Py_ssize_t)obj->n_bytes);
+        return load_bytes(data, obj->n_bytes);
     case PGS_KIND_PLAIN:
-        return plain_decode(data, obj->n_bytes);
+        return plain_decode(data, (size_t)obj->n_bytes);
     case PGS_KIND_PICKLE:
         return load_pickle((StoreObject *)store, data, obj->n_bytes, view, key);
     default:
@@ -83,21 +100,6 @@ PyObject *value_decode(PyObject *store, const struct pgs_object *obj, const void
                      key, (int)obj->kind);
         return NULL;
     }
-}
-
-static PyObject *private_array(const struct pgs_object *obj, ViewObject *view)
-{
-    PyArray_Descr *descr = dtype_from(obj->type.dtype, obj->type.dtype_len);
-    if (!descr) return NULL;
-    npy_intp shape[PGS_MAX_NDIM];
-    for (uint32_t i = 0; i < obj->type.ndim; i++) shape[i] = (npy_intp)obj->type.shape[i];
-    int flags = NPY_ARRAY_WRITEABLE | (obj->type.order == 'F' ? NPY_ARRAY_F_CONTIGUOUS : 0);
-    PyObject *a = PyArray_NewFromDescr(&PyArray_Type, descr, (int)obj->type.ndim, shape, NULL, pgs_view_data(view->v),
-                                       flags, NULL);
-    if (!a) return NULL;
-    Py_INCREF(view);
-    if (PyArray_SetBaseObject((PyArrayObject *)a, (PyObject *)view) < 0) Py_CLEAR(a);
-    return a;
 }
 
 PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const struct pgs_object *obj, int how)
@@ -108,7 +110,7 @@ PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const str
         return PyErr_Format(PyExc_TypeError,
                             "%R is no array: private() is for arrays; s[key] already gives a fresh object", key),
                NULL;
-    if (!array && obj->inline_data) return value_decode(store, obj, obj->inline_data, NULL, key);
+    if (value_is_inline(obj)) return value_decode(store, obj, obj->inline_data, NULL, key);
     pgs_view *v = NULL;
     int rc;
     if (how == WANT_PRIVATE)
@@ -120,8 +122,8 @@ PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const str
     if (rc < 0) return core_raise(rc, &err);
     ViewObject *view = (ViewObject *)view_wrap(v, how == WANT_PRIVATE);
     if (!view) return NULL;
-    PyObject *r = how == WANT_PRIVATE ? private_array(obj, view)
-                  : array             ? array_make(store, key, obj, view, pgs_snapshot_version(sn))
+    PyObject *r = how == WANT_PRIVATE ? array_writable(&obj->type, view, key)
+                  : array             ? array_make(store, key, obj, view, sn)
                                       : value_decode(store, obj, pgs_view_data(v), view, key);
     Py_DECREF(view);
     return r;
@@ -155,14 +157,11 @@ PyObject *object_info(const struct pgs_object *obj)
 /* --- writing ------------------------------------------------------------------------------------------------------------------ */
 
 static int put(pgs_txn *t, const struct key *k, enum pgs_kind kind, const struct pgs_type *type,
-               const struct pgs_part *parts, size_t n, uint64_t bytes)
+               const struct pgs_part *parts, size_t n)
 {
     struct pgs_error err = {0};
     int rc;
-    if (bytes < SMALL)
-        rc = pgs_txn_put(t, k->p, (size_t)k->len, kind, type, parts, n, &err);
-    else
-        CORE_BLOCKING(rc = pgs_txn_put(t, k->p, (size_t)k->len, kind, type, parts, n, &err));
+    CORE_BLOCKING(rc = pgs_txn_put(t, k->p, (size_t)k->len, kind, type, parts, n, &err));
     return rc < 0 ? core_raise_int(rc, &err) : 0;
 }
 
@@ -177,7 +176,7 @@ static bool same_store(PyObject *a, PyObject *b)
 /* An Array that shows a whole object of the same store shares its pages: 1 done, 0 not the case, -1 error. */
 static int share_pages(PyObject *store, pgs_txn *t, const struct key *k, PyArrayObject *a, const struct pgs_type *type)
 {
-    ProvObject *p = array_check((PyObject *)a) ? array_extra((PyObject *)a)->prov : NULL;
+    ProvObject *p = array_check((PyObject *)a) ? array_prov((PyObject *)a) : NULL;
     if (!p || PyArray_BYTES(a) != p->addr || (uint64_t)PyArray_NBYTES(a) != p->n_bytes || p->n_bytes < SMALL ||
         !same_store(store, p->store))
         return 0;
@@ -188,8 +187,10 @@ static int share_pages(PyObject *store, pgs_txn *t, const struct key *k, PyArray
     pgs_store *s = ((StoreObject *)store)->s;
     if (!PyUnicode_Check(p->key) || !(from.p = PyUnicode_AsUTF8AndSize(p->key, &from.len))) return PyErr_Clear(), 0;
     struct pgs_object obj;
-    if (pgs_snapshot_gen_open(s, p->gen, &sn, NULL) < 0) return 0;
-    int rc = pgs_get(sn, from.p, (size_t)from.len, &obj, NULL);
+    int rc;
+    CORE_BLOCKING(rc = pgs_snapshot_gen_open(s, p->gen, &sn, NULL));
+    if (rc < 0) return 0;
+    rc = pgs_get(sn, from.p, (size_t)from.len, &obj, NULL);
     if (rc == 0 && obj.id == p->id) {
         CORE_BLOCKING(rc = pgs_txn_copy(t, sn, from.p, (size_t)from.len, k->p, (size_t)k->len, type, &err));
         rc = rc < 0 ? core_raise_int(rc, &err) : 1;
@@ -237,7 +238,7 @@ static int put_array(PyObject *store, pgs_txn *t, const struct key *k, PyArrayOb
         PyArrayObject *dense =
             f ? (PyArrayObject *)Py_NewRef((PyObject *)a) : (PyArrayObject *)PyArray_GETCONTIGUOUS(a);
         struct pgs_part part = {dense ? PyArray_BYTES(dense) : NULL, n};
-        rc = dense ? put(t, k, PGS_KIND_ARRAY, &type, &part, 1, n) : -1;
+        rc = dense ? put(t, k, PGS_KIND_ARRAY, &type, &part, 1) : -1;
         Py_XDECREF(dense);
     }
     Py_DECREF(desc);
@@ -256,7 +257,7 @@ static int put_bytes(pgs_txn *t, const struct key *k, PyObject *value)
         }
     }
     struct pgs_part part = {b.buf, (size_t)b.len};
-    int rc = put(t, k, PGS_KIND_BYTES, NULL, &part, 1, (uint64_t)b.len);
+    int rc = put(t, k, PGS_KIND_BYTES, NULL, &part, 1);
     PyBuffer_Release(&b);
     Py_XDECREF(copy);
     return rc;
@@ -267,7 +268,7 @@ static int put_pickle(pgs_txn *t, const struct key *k, PyObject *value)
 {
     PyObject *pair = PyObject_CallFunctionObjArgs(core.pickle_dump, value, NULL);
     if (!pair) return -1;
-    PyObject *stream = PyTuple_GET_ITEM(pair, 0), *list = PyTuple_GET_ITEM(pair, 1);
+    PyObject *stream = PyTuple_GET_ITEM(pair, 0), *list = PyTuple_GET_ITEM(pair, 1); /* _pickle.dump's promise */
     Py_ssize_t n = PyList_GET_SIZE(list), n_open = 0;
     uint64_t head = 16 + 16 * (uint64_t)n + (uint64_t)PyBytes_GET_SIZE(stream), at = head;
     Py_buffer *bufs = PyMem_Calloc((size_t)n + 1, sizeof(*bufs));
@@ -293,7 +294,7 @@ static int put_pickle(pgs_txn *t, const struct key *k, PyObject *value)
         parts[np++] = (struct pgs_part){bufs[i].buf, (size_t)bufs[i].len};
         at = where[0] + where[1];
     }
-    rc = put(t, k, PGS_KIND_PICKLE, NULL, parts, np, at);
+    rc = put(t, k, PGS_KIND_PICKLE, NULL, parts, np);
 out:
     for (Py_ssize_t i = 0; i < n_open; i++) PyBuffer_Release(&bufs[i]);
     PyMem_Free(bufs);
@@ -303,20 +304,30 @@ out:
     return rc;
 }
 
+static bool is_array(PyObject *v)
+{
+    return PyArray_Check(v) && !PyDataType_REFCHK(PyArray_DESCR((PyArrayObject *)v)) &&
+           (PyArray_CheckExact(v) || array_check(v) || (PyObject *)Py_TYPE(v) == core.memmap_type);
+}
+
+/* Whatever exports a buffer; but NumPy's arrays and scalars do, too, and subclasses of bytes may carry more than bytes. */
+static bool is_bytes_like(PyObject *v)
+{
+    if (PyBytes_CheckExact(v) || PyByteArray_CheckExact(v)) return true;
+    return PyObject_CheckBuffer(v) && !PyBytes_Check(v) && !PyByteArray_Check(v) && !PyArray_Check(v) &&
+           !PyArray_CheckScalar(v);
+}
+
 int value_store(PyObject *store, pgs_txn *t, const struct key *k, PyObject *value)
 {
-    if (PyArray_Check(value) && !PyDataType_REFCHK(PyArray_DESCR((PyArrayObject *)value)) &&
-        (PyArray_CheckExact(value) || Py_TYPE(value) == core.array_type ||
-         (PyObject *)Py_TYPE(value) == core.memmap_type))
-        return put_array(store, t, k, (PyArrayObject *)value);
-    if (PyBytes_CheckExact(value) || PyByteArray_CheckExact(value) || PyMemoryView_Check(value))
-        return put_bytes(t, k, value);
+    if (is_array(value)) return put_array(store, t, k, (PyArrayObject *)value);
+    if (is_bytes_like(value)) return put_bytes(t, k, value);
     PyObject *plain = NULL;
     int rc = plain_encode(value, &plain);
     if (rc < 0) return -1;
     if (rc == 0) return put_pickle(t, k, value);
     struct pgs_part part = {PyBytes_AS_STRING(plain), (size_t)PyBytes_GET_SIZE(plain)};
-    rc = put(t, k, PGS_KIND_PLAIN, NULL, &part, 1, part.len);
+    rc = put(t, k, PGS_KIND_PLAIN, NULL, &part, 1);
     Py_DECREF(plain);
     return rc;
 }

@@ -33,6 +33,7 @@ from ._errors import (
     WorkerLostError,
 )
 from ._group import Group
+from ._handles import _load_array as _load_array
 from ._handles import lease, share
 from ._open import open
 from ._store import Commit, Diff, Reader, Report, Snapshot, Stat, Store

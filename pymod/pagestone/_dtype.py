@@ -6,7 +6,6 @@ names, formats, offsets and item size, nested; reading it evaluates nothing but 
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 import numpy as np
@@ -72,6 +71,8 @@ def describe(dtype: np.dtype[Any]) -> bytes:
 
 def from_description(description: bytes) -> np.dtype[Any]:
     """The dtype that `description` stands for; CorruptError if it stands for none."""
+    import ast
+
     from ._errors import CorruptError
 
     try:

@@ -8,6 +8,8 @@ from typing import Any, Callable
 
 from ._mapping import AtomicMapping
 
+_MISSING: Any = object()
+
 
 class Group(AtomicMapping):
     """A MutableMapping over the keys below a prefix; ``g["x"]`` is ``s["a/b/x"]``.
@@ -45,10 +47,13 @@ class Group(AtomicMapping):
         return self._prefix + key
 
     def __getitem__(self, key: str) -> Any:
-        try:
-            return self._parent[self._key(key)]
-        except KeyError as e:
-            raise KeyError(key) from e.__cause__
+        value = self._parent.get(self._key(key), _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._parent.get(self._key(key), default)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._parent[self._check(key)] = value
@@ -57,7 +62,7 @@ class Group(AtomicMapping):
         try:
             del self._parent[self._key(key)]
         except KeyError:
-            raise KeyError(key) from None
+            raise KeyError(key) from None  # the key as it is called here
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._prefix + key in self._parent
@@ -66,16 +71,15 @@ class Group(AtomicMapping):
         return self._parent._iter_keys(self._prefix)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return sum(1 for _ in iter(self))
 
     def __bool__(self) -> bool:
         return any(True for _ in self)
 
     def _take(self, key: str) -> Any:
-        try:
-            return self._parent._take(self._key(key))
-        except KeyError:
-            raise KeyError(key) from None
+        if key not in self:
+            raise KeyError(key)
+        return self._parent._take(self._key(key))
 
     @contextmanager
     def _frozen(self) -> Iterator[Any]:

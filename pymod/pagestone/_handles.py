@@ -7,24 +7,25 @@ whatever the array's size. Loading one maps the same pages. A handle keeps its g
 
 from __future__ import annotations
 
-import threading
+import os
 import weakref
+from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _core, _dtype
-from ._errors import VersionExpiredError
+from ._errors import StaleStoreError, VersionExpiredError
 
 if TYPE_CHECKING:
-    from ._store import Store
+    from ._store import Snapshot, Store
 
-_KEY_ROOM = 96  # bytes of a key that a handle carries; a longer one is found again by its object id
-_DTYPE_ROOM = 24
-_FORMAT = 1
+_ROOM = 298  # bytes of a whole pickle at protocol 4 or 5, without the store's path
+_AROUND = 56  # of them around the two byte strings of an array's handle
+_READ_ONLY, _ALLOW_PICKLE, _LONG_KEY, _UNNAMED = 1, 2, 4, 8
 
-_stores: weakref.WeakValueDictionary[tuple[bytes, int, int], Any] = weakref.WeakValueDictionary()
-_stores_lock = threading.Lock()
+_stores: weakref.WeakValueDictionary[tuple[bytes, int], Store] = weakref.WeakValueDictionary()
+_stores_lock = allocate_lock()
 _lease_ns = 600 * 10**9
 
 
@@ -50,7 +51,7 @@ class lease:
         if not seconds >= 0:
             raise ValueError("a lease is a number of seconds, at least 0")
         self._before = _lease_ns
-        _lease_ns = min(int(seconds * 1e9), 2**62)
+        _lease_ns = int(min(seconds * 1e9, 2**62))
 
     def __enter__(self) -> lease:
         return self
@@ -75,8 +76,8 @@ def _put_signed(out: bytearray, n: int) -> None:
 
 
 class _Reader:
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes, at: int):
+        self.data, self.at = data, at
 
     def get(self) -> int:
         n = shift = 0
@@ -101,42 +102,65 @@ class _Reader:
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 
-def open_store(handle: bytes, read_only: int, allow_pickle: int) -> Any:
-    """The Store that `handle` names: one per process for equal arguments, as long as somebody uses it."""
-    key = (handle, read_only, allow_pickle)
+def _flags(store: Store) -> int:
+    return _READ_ONLY * (store.mode == "r") | _ALLOW_PICKLE * store.allow_pickle
+
+
+def _store_of(handle: bytes, uuid: bytes, flags: int) -> Store:
+    """The Store behind arrays that came by handle: one per process, page file and rights, as long as somebody uses it."""
+    key = (uuid, flags & (_READ_ONLY | _ALLOW_PICKLE))
     with _stores_lock:
         store = _stores.get(key)
         if store is None or store.closed:
-            from ._store import Store
-
-            store = Store._from_handle(handle, read_only, allow_pickle)
-            _stores[key] = store
+            store = _stores[key] = load_store(handle, uuid, flags)
         return store
 
 
+def load_store(handle: bytes, uuid: bytes, flags: int, timeout_ns: int = 30 * 10**9) -> Store:
+    """A Store of its own over the store that `handle` names."""
+    from ._store import Store
+
+    store = Store._from_handle(handle, flags & _READ_ONLY, flags & _ALLOW_PICKLE, timeout_ns)
+    if store._info()["uuid"][: len(uuid)] != uuid:
+        where = store.path
+        store.close()
+        raise StaleStoreError(f"the store at {where!r} was replaced since this handle was made: open the path again")
+    return store
+
+
 def reduce_store(store: Store) -> Any:
-    return open_store, (store._handle(), int(store.mode == "r"), int(store.allow_pickle))
+    return load_store, (store._handle(), store._info()["uuid"], _flags(store), store._timeout)
 
 
-def reduce_snapshot(snapshot: Any) -> Any:
-    snapshot._store._lease(snapshot._gen, _lease_ns)
-    return load_snapshot, (reduce_store(snapshot._store)[1], snapshot._gen, snapshot.version)
+def _lease(store: Store, gen: int) -> None:
+    from ._errors import ReadOnlyError
+
+    try:
+        store._lease(gen, _lease_ns)
+    except ReadOnlyError:
+        pass  # without write permission: our own pin is what keeps it
 
 
-def load_snapshot(store: tuple[bytes, int, int], gen: int, version: int) -> Any:
+def reduce_snapshot(snapshot: Snapshot) -> Any:
+    store = snapshot._store
+    _lease(store, snapshot._gen)
+    return load_snapshot, (*reduce_store(store)[1], snapshot._gen, snapshot.version)
+
+
+def load_snapshot(handle: bytes, uuid: bytes, flags: int, timeout_ns: int, gen: int, version: int) -> Snapshot:
+    return _open_gen(_store_of(handle, uuid, flags), gen, "snapshot", version)
+
+
+def _open_gen(store: Store, gen: int, what: str, version: int) -> Snapshot:
     from ._store import Snapshot
 
     try:
-        return Snapshot(open_store(*store), "g", gen)
+        return Snapshot(store, "g", gen)
     except VersionExpiredError:
-        raise _expired("snapshot", version) from None
-
-
-def _expired(what: str, version: int) -> VersionExpiredError:
-    return VersionExpiredError(
-        f"the {what} handle's version {version} is gone: its lease ran out and nobody holds it; "
-        "load handles sooner, or pickle them under a longer ps.lease(seconds)"
-    )
+        raise VersionExpiredError(
+            f"the {what} handle's version {version} is gone: its lease ran out and nobody holds it; "
+            "load handles sooner, or pickle them under a longer ps.lease(seconds)"
+        ) from None
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -146,73 +170,73 @@ def reduce_array(array: Any, protocol: int) -> Any:
     """``Array.__reduce_ex__``: a handle for views of store memory, the bytes for anything else."""
     prov = array._prov
     if prov is None:
-        return np.asarray(array).view(np.ndarray).__reduce_ex__(protocol)
+        return array.view(np.ndarray).__reduce_ex__(protocol)
     store = prov.store
     if store.closed:
         raise ValueError(
             "the store of this Array is closed, so it cannot be passed on as a handle; "
             "reopen the store, or pickle np.asarray(x) to send the bytes"
         )
-    store._lease(prov.gen, _lease_ns)
-    out = bytearray([_FORMAT])
-    for n in (prov.gen, prov.version, prov.id):
-        _put(out, n)
-    _put(out, array.__array_interface__["data"][0] - prov.addr if array.size else 0)
-    key = prov.key.encode()
-    _put(out, len(key) > _KEY_ROOM)
-    key = key[:_KEY_ROOM]
-    _put(out, len(key))
-    out += key
+    gen = prov.gen
+    _lease(store, gen)
+    handle = store._handle()
     dtype = _dtype.describe(array.dtype)
-    if len(dtype) > _DTYPE_ROOM and _stored_dtype(store, prov) == array.dtype:
+    if dtype == _dtype.describe(prov.dtype):
         dtype = b""
-    _put(out, len(dtype))
-    out += dtype
-    _put(out, array.ndim)
-    for n in array.shape:
-        _put(out, n)
+    view = bytearray()
+    _put(view, len(dtype))
+    view += dtype
     order = 1 if array.flags.c_contiguous else 2 if array.flags.f_contiguous else 0
-    _put(out, order)
+    _put(view, array.ndim * 3 + order)
+    for n in array.shape:
+        _put(view, n)
     if not order:
         for n in array.strides:
-            _put_signed(out, n)
-    return load_array, (*reduce_store(store)[1], bytes(out))
+            _put_signed(view, n)
+    key = prov.key.encode("utf-8", "surrogateescape")
+    out = bytearray([0])
+    out += store._info()["uuid"][:8]
+    offset = array.__array_interface__["data"][0] - prov.addr if array.size else 0
+    for n in (gen, prov.version, prov.id, offset):
+        _put(out, n)
+    room = _ROOM - _AROUND - len(out) - len(view) + len(dtype) - 2 - (0 if store.path else len(handle))
+    flags = _flags(store) | _UNNAMED * prov.unnamed
+    if len(key) > room:  # found again by its object id
+        flags |= _LONG_KEY
+        key = key[: max(room, 0)]
+    out[0] = flags
+    _put(out, len(key))
+    out += key
+    return _load_array, (handle, bytes(out + view))
 
 
-def _stored_dtype(store: Any, prov: Any) -> Any:
-    from ._store import Snapshot
-
-    with Snapshot(store, "g", prov.gen) as snapshot:
-        return snapshot._info(prov.key)["dtype"]
-
-
-def load_array(handle: bytes, read_only: int, allow_pickle: int, payload: bytes) -> Any:
+def _load_array(handle: bytes, payload: bytes) -> Any:
     """The Array that a handle describes; the view maps the same pages as the sender's."""
-    from ._store import Snapshot
-
-    store = open_store(handle, read_only, allow_pickle)
-    r = _Reader(payload)
-    if r.get() != _FORMAT:
-        raise ValueError("an array handle of another version of pagestone")
-    gen, version, object_id, offset, long_key = r.get(), r.get(), r.get(), r.get(), r.get()
-    prefix, description, ndim = r.get_bytes(), r.get_bytes(), r.get()
+    flags, uuid = payload[0], payload[1:9]
+    r = _Reader(payload, 9)
+    gen, version, object_id, offset = r.get(), r.get(), r.get(), r.get()
+    name, description = r.get_bytes(), r.get_bytes()
+    ndim, order = divmod(r.get(), 3)
     shape = tuple(r.get() for _ in range(ndim))
-    order = r.get()
-    try:
-        snapshot = Snapshot(store, "g", gen)
-    except VersionExpiredError:
-        raise _expired("array", version) from None
-    with snapshot:
-        key = snapshot._find_id(object_id, prefix) if long_key else prefix.decode()
+    store = _store_of(handle, uuid, flags)
+    with _open_gen(store, gen, "array", version) as snapshot:
+        key = snapshot._find_id(object_id, name) if flags & _LONG_KEY else name.decode("utf-8", "surrogateescape")
         view, info = snapshot._view(key)
-    if info["id"] != object_id:
-        raise ValueError(f"the array handle does not fit the object {key!r}")
-    dtype = _dtype.from_description(description) if description else info["dtype"]
-    if order:
-        strides = _dense_strides(shape, dtype.itemsize, "CF"[order - 1])
-    else:
-        strides = tuple(r.get_signed() for _ in range(ndim))
-    return _core._array_from(store, key, view, object_id, version, info["nbytes"], offset, dtype, shape, strides)
+        if info["id"] != object_id:
+            raise ValueError(f"the array handle does not fit the object {key!r}")
+        stored = info["dtype"]
+        dtype = _dtype.from_description(description) if description else stored
+        if order:
+            strides = _dense_strides(shape, dtype.itemsize, "CF"[order - 1])
+        else:
+            strides = tuple(r.get_signed() for _ in range(ndim))
+        unnamed = bool(flags & _UNNAMED)
+        return _core._array_from(
+            snapshot, key, unnamed, stored, view, object_id, info["nbytes"], offset, dtype, shape, strides
+        )
+
+
+_load_array.__module__ = "pagestone"  # where pickles name it, in fewer bytes
 
 
 def _dense_strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
@@ -224,17 +248,17 @@ def _dense_strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[i
     return tuple(strides)
 
 
-# --- unnamed arrays ----------------------------------------------------------------------------------------------------
+# --- unnamed arrays --------------------------------------------------------------------------------------------------
 
 _unnamed: Any = None
 _unnamed_count = 0
-_unnamed_lock = threading.Lock()
+_unnamed_lock = allocate_lock()
 
 
 def share(a: Any) -> Any:
     """An unnamed :class:`Array` with the contents of `a`, in memory that other processes can map.
 
-    It lives while any process uses it: its memory is given back when the last view, in whatever process, is gone (and the
+    It lives while any process uses it: its memory is used again once the last view, in whatever process, is gone (and the
     lease of handles under way has run out). Passing it on by pickle sends a handle.
 
     Parameters
@@ -245,13 +269,13 @@ def share(a: Any) -> Any:
     Returns
     -------
     Array
-        Read-only, with the dtype, shape and order of `a`.
+        Read-only, with the dtype, shape and order of `a`; its ``key`` is None.
 
     Examples
     --------
     >>> import pickle, numpy as np, pagestone as ps
     >>> x = ps.share(np.arange(1_000_000))
-    >>> len(pickle.dumps(x)) < 1000
+    >>> len(pickle.dumps(x)) <= 300
     True
     """
     global _unnamed, _unnamed_count
@@ -265,11 +289,32 @@ def share(a: Any) -> Any:
             _unnamed = open_(None, history=0)
         store = _unnamed
         _unnamed_count += 1
-        key = f"{id(store):x}-{_unnamed_count}"
-    import os
-
-    key = f"{os.getpid()}-{key}"
+        key = f"{os.getpid():x}-{_unnamed_count:x}"
     store[key] = a
-    shared = store[key]
+    with store.snapshot() as snapshot:
+        view, info = snapshot._view(key)
+        shared = _core._array_from(
+            snapshot, key, True, info["dtype"], view, info["id"], info["nbytes"], 0, info["dtype"], info["shape"],
+            _dense_strides(info["shape"], info["dtype"].itemsize, info["order"]),
+        )  # fmt: skip
     del store[key]
+    weakref.finalize(shared, _collect, store).atexit = False
     return shared
+
+
+def _collect(store: Store) -> None:
+    """Give the memory of unnamed arrays back that nobody shows any more."""
+    from ._errors import Error
+
+    try:
+        store._gc()
+    except (Error, OSError):
+        pass  # the next share() or gc does it
+
+
+def _after_fork() -> None:
+    global _stores_lock, _unnamed_lock
+    _stores_lock, _unnamed_lock = allocate_lock(), allocate_lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ Iteration, ``items()``, ``values()`` and ``==`` see one snapshot each, whatever 
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from contextlib import AbstractContextManager
 from typing import Any, Callable
 
 import numpy as np
@@ -20,9 +21,17 @@ def equal(a: Any, b: Any) -> bool:
             return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fcmM"))
         except TypeError:
             return bool(np.array_equal(a, b))
-    if hasattr(a, "equals") and type(a) is type(b):
-        return bool(a.equals(b))
-    return bool(a == b)
+    if type(a) is type(b):
+        if type(a) in (list, tuple):
+            return len(a) == len(b) and all(x is y or equal(x, y) for x, y in zip(a, b))
+        if type(a) is dict:
+            return a.keys() == b.keys() and all(x is b[k] or equal(x, b[k]) for k, x in a.items())
+        if hasattr(a, "equals"):
+            return bool(a.equals(b))
+    try:
+        return bool(a == b)
+    except ValueError:  # an object whose == gives an array of truth values
+        return False
 
 
 def same_contents(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -32,8 +41,10 @@ def same_contents(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 class _FrozenItems(ItemsView[str, Any]):
+    _mapping: ReadMapping
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        with self._mapping._frozen() as m:  # type: ignore[attr-defined]
+        with self._mapping._frozen() as m:
             for k in m:
                 yield k, m[k]
 
@@ -61,6 +72,9 @@ class ReadMapping(Mapping[str, Any]):
 
     __slots__ = ()
 
+    def _frozen(self) -> AbstractContextManager[Mapping[str, Any]]:
+        raise NotImplementedError
+
     def items(self) -> ItemsView[str, Any]:
         return _FrozenItems(self)
 
@@ -75,7 +89,10 @@ class ReadMapping(Mapping[str, Any]):
             return NotImplemented
         if self is other:
             return True
-        with self._frozen() as mine:  # type: ignore[attr-defined]
+        with self._frozen() as mine:
+            if isinstance(other, ReadMapping):
+                with other._frozen() as theirs:
+                    return same_contents(mine, theirs)
             return same_contents(mine, other)
 
     __hash__ = None  # type: ignore[assignment]
@@ -88,34 +105,35 @@ class AtomicMapping(ReadMapping, MutableMapping[str, Any]):
 
     _missing = object()
 
+    def _take(self, key: str) -> Any:
+        """The value of a key that is about to be removed."""
+        raise NotImplementedError
+
     def _atomic(self, fn: Callable[[Any], Any]) -> Any:
         """Call fn(mapping in a transaction), commit, again on conflict."""
         raise NotImplementedError
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The value of `key`; if there is none, `default` is stored first. Atomic."""
-        try:
-            return self[key]
-        except KeyError:
-            pass
+        missing = self._missing
+        while True:
+            value = self.get(key, missing)
+            if value is not missing:
+                return value
 
-        def step(t: Any) -> None:
-            if key not in t:
-                t[key] = default
+            def step(t: Any) -> None:
+                if key not in t:
+                    t[key] = default
 
-        self._atomic(step)
-        return self[key]
+            self._atomic(step)
 
     def pop(self, key: str, default: Any = _missing) -> Any:
         """Remove `key` and return its value; KeyError, or `default`, if there is none. Atomic."""
 
         def step(t: Any) -> Any:
-            try:
-                value = t._take(key)
-            except KeyError:
-                if default is self._missing:
-                    raise
+            if key not in t and default is not self._missing:
                 return default
+            value = t._take(key)
             del t[key]
             return value
 
@@ -134,7 +152,7 @@ class AtomicMapping(ReadMapping, MutableMapping[str, Any]):
         return self._atomic(step)  # type: ignore[no-any-return]
 
     def update(self, other: Any = (), /, **kwargs: Any) -> None:
-        """Store all items of a mapping, an iterable of pairs and keyword arguments: all or none."""
+        """Store all items of a mapping, an iterable of pairs and keyword arguments, as one transaction."""
         items: list[tuple[str, Any]] = []
         if isinstance(other, Mapping):
             items += other.items()

@@ -129,7 +129,7 @@ def open(
         raise ValueError("mode 'r' cannot change size, durability or history: open with 'r+'")
     kind, value = parse_history(history)
     return Store(
-        None if path is None else os.path.abspath(os.fsdecode(os.fspath(path))),
+        None if path is None else os.fsencode(os.path.abspath(path)),
         None,
         _MODES[mode],
         0 if size is None else parse_size(size),

@@ -15,29 +15,21 @@ def _as_dtype(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[A
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, np.ndarray) or obj.dtype.hasobject:
-            return NotImplemented
-        from ._core import Array
-
-        if isinstance(obj, Array):  # by content, never as a handle
-            return (
-                obj.view(np.ndarray).__reduce_ex__(5) if obj.flags.forc else np.ascontiguousarray(obj).__reduce_ex__(5)
-            )
-        if type(obj) is not np.ndarray:
+        if not isinstance(obj, np.ndarray) or obj.dtype.hasobject or not _is_plain(obj):
             return NotImplemented
         if not obj.flags.forc:  # NumPy would copy it into the stream
-            return (
-                np.ascontiguousarray(obj).__reduce_ex__(5)
-                if obj.dtype.kind not in "mM"
-                else self._times(np.ascontiguousarray(obj))
-            )
+            obj = np.ascontiguousarray(obj)
+        elif type(obj) is not np.ndarray:  # an Array: by content, never as a handle
+            obj = obj.view(np.ndarray)
         if obj.dtype.kind in "mM":  # NumPy does not export these out of band
-            return self._times(obj)
-        return NotImplemented
+            return _as_dtype, (obj.view(np.dtype("i8").newbyteorder(obj.dtype.byteorder)), obj.dtype)
+        return obj.__reduce_ex__(5)
 
-    @staticmethod
-    def _times(obj: np.ndarray[Any, Any]) -> Any:
-        return _as_dtype, (obj.view(np.dtype("i8").newbyteorder(obj.dtype.byteorder)), obj.dtype)
+
+def _is_plain(obj: np.ndarray[Any, Any]) -> bool:
+    from ._core import Array
+
+    return type(obj) is np.ndarray or isinstance(obj, (Array, np.memmap))
 
 
 def dump(obj: Any) -> tuple[bytes, list[Any]]:

@@ -10,11 +10,12 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from . import _core, _handles
-from ._errors import ConflictError, ReadOnlyError
+from ._errors import ConflictError, ReadOnlyError, VersionExpiredError
 from ._group import Group
 from ._mapping import AtomicMapping, ReadMapping
 from ._txn import Transaction
 
+_MISSING: Any = object()
 _MODE_NAMES = {1: "r", 2: "r+", 3: "a", 4: "w", 5: "x"}
 _DURABILITY_NAMES = {1: "none", 2: "ordered", 3: "full"}
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
@@ -175,8 +176,10 @@ class Store(_core.StoreBase, AtomicMapping):
         self._timeout: int = args[7] if len(args) > 7 else 30 * 10**9
 
     @classmethod
-    def _from_handle(cls, handle: bytes, read_only: int, allow_pickle: int) -> Store:
-        return cls(None, handle, 1 if read_only else 2, 0, 0, 0, 0, 30 * 10**9, 0, allow_pickle)
+    def _from_handle(cls, handle: bytes, read_only: int, allow_pickle: int, timeout: int) -> Store:
+        anonymous = not handle.startswith(b"/")
+        path = (None, handle) if anonymous else (handle, None)
+        return cls(*path, 1 if read_only else 2, 0, 0, 0, 0, timeout, 0, int(bool(allow_pickle)))
 
     # --- mapping
 
@@ -194,12 +197,10 @@ class Store(_core.StoreBase, AtomicMapping):
         with Snapshot(self) as snapshot:
             yield snapshot
 
-    def _take(self, key: str) -> Any:
-        return self[key]
-
     def _atomic(self, fn: Callable[[Any], Any]) -> Any:
         while True:
             t = self.begin("serializable")
+            t._untouched = True
             try:
                 result = fn(t)
                 t.commit()
@@ -248,7 +249,7 @@ class Store(_core.StoreBase, AtomicMapping):
         """
 
         def step(t: Transaction) -> None:
-            t.create(key, shape, dtype, order, fill, exist_ok)
+            t._make(key, shape, dtype, order, fill, exist_ok)
 
         self._atomic(step)
         return self[key]
@@ -261,15 +262,15 @@ class Store(_core.StoreBase, AtomicMapping):
         """Make `b` a copy of `a`, sharing its pages; one transaction."""
         self._atomic(lambda t: t.copy(a, b))
 
-    def update_with(self, key: str, fn: Callable[[Any], Any], **default: Any) -> Any:
+    def update_with(self, key: str, fn: Callable[[Any], Any], default: Any = _MISSING) -> Any:
         """Atomic read-modify-write: store ``fn(value)``; again if another process was first. Returns the new value.
 
         Parameters
         ----------
         key : str
         fn : callable
-            Gets the value (arrays writable, so it may change them in place and return them), returns the new one. Called again after
-            a conflict.
+            Gets the value (arrays writable, so it may change them in place and return them), returns the new one. Called again
+            after a conflict.
         default : object, optional
             What `fn` gets if there is no such key; without it, KeyError.
 
@@ -280,24 +281,28 @@ class Store(_core.StoreBase, AtomicMapping):
         >>> s.update_with("n", lambda n: n + 1, default=0)
         1
         """
-        if default.keys() - {"default"}:
-            raise TypeError(f"update_with() got an unexpected keyword argument {min(default)!r}")
-
-        def step(t: Transaction) -> Any:
-            t.depends(key)
+        while True:
+            t = self.begin()
             try:
-                value = t[key]
-            except KeyError:
-                if not default:
-                    raise
-                value = default["default"]
-            new = fn(value)
-            if not (new is value and isinstance(new, np.ndarray) and key in t):
-                t[key] = new
-            return new
-
-        new = self.run(step)
-        return self[key] if isinstance(new, np.ndarray) else new
+                t.depends(key)
+                value = t.get(key, default)
+                if value is _MISSING:
+                    raise KeyError(key)
+                new = fn(value)
+                if not (new is value and isinstance(new, np.ndarray) and key in t):
+                    t[key] = new
+                version = t.commit()
+            except ConflictError:
+                continue
+            finally:
+                t.abort()
+            if not isinstance(new, np.ndarray):
+                return new
+            try:
+                with self.at(version) as snapshot:
+                    return snapshot[key]
+            except VersionExpiredError:  # history=0, and somebody else was quick
+                return new
 
     # --- transactions
 

@@ -44,6 +44,13 @@ def apply_subarray(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[tuple[
     return shape, dtype
 
 
+def check_rows(key: str, info: dict[str, Any]) -> None:
+    if info["order"] == "F" and len(info["shape"]) > 1:
+        raise ValueError(
+            f"{key!r} is in F order: rows can be added along axis 0 in C order only; store np.ascontiguousarray(a)"
+        )
+
+
 def check_order(order: str) -> str:
     if order not in ("C", "F"):
         raise ValueError(f"order must be 'C' or 'F', not {order!r}")
@@ -82,7 +89,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         self = super().__new__(cls, store, _ISOLATION[isolation])
         self._message = message
         self._isolation = isolation
-        self._base_snapshot = None
+        self._base_snapshot: Snapshot | None = None
+        self._untouched = False
         return self
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -95,7 +103,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
             from ._store import Snapshot
 
             self._base_snapshot = self._base(Snapshot)
-        return self._base_snapshot  # type: ignore[no-any-return]
+        return self._base_snapshot
 
     # --- mapping
 
@@ -119,7 +127,9 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         return fn(self)
 
     def _take(self, key: str) -> Any:
-        """The value of a key that is about to be removed: an array by its committed pages where it was not changed."""
+        if self._untouched:  # of s.pop: the value stays readable in the base, whose pages need no copy
+            self._depends(key)
+            return self.base[key]
         value = self[key]
         return np.array(value) if isinstance(value, np.ndarray) else value
 
@@ -155,7 +165,12 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         KeyError
             The key exists.
         """
+        self._make(key, shape, dtype, order, fill, exist_ok)
+        return self[key]  # type: ignore[no-any-return]
+
+    def _make(self, key: str, shape: Any, dtype: Any, order: str, fill: Any, exist_ok: bool) -> None:
         shape, dtype = apply_subarray(as_shape(shape), as_dtype(dtype))
+        check_order(order)
         if key in self:
             if not exist_ok:
                 raise KeyError(f"{key!r} exists: delete it first, or pass exist_ok=True")
@@ -164,16 +179,14 @@ class Transaction(_core.TransactionBase, AtomicMapping):
                 raise ValueError(
                     f"{key!r} exists with another kind, shape or dtype: {info['kind']} {info['shape']} {info['dtype']}"
                 )
-            return self[key]  # type: ignore[no-any-return]
+            return
         value = np.zeros((), dtype)
-        value[...] = fill
+        if not (type(fill) is int and fill == 0):  # 0 means zero bytes for every dtype: "" for strings
+            value[...] = fill
         if value.tobytes().strip(b"\0"):
-            a: np.ndarray[Any, Any] = self._empty(key, shape, dtype, check_order(order))
-            a[...] = value
+            self._empty(key, shape, dtype, order)[...] = value
         else:
-            self._create(key, shape, dtype, check_order(order))
-            a = self[key]
-        return a
+            self._create(key, shape, dtype, order)
 
     def empty(self, key: str, shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray[Any, Any]:
         """A new array in memory that is already the store's: committing copies nothing.
@@ -182,7 +195,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         the commit the view is harmless private memory.
         """
         shape, dtype = apply_subarray(as_shape(shape), as_dtype(dtype))
-        return self._empty(key, shape, dtype, check_order(order))  # type: ignore[no-any-return]
+        return self._empty(key, shape, dtype, check_order(order))
 
     def append(self, key: str, values: Any) -> None:
         """Append rows along axis 0; O(what is added). Two transactions that both append both land, in commit order.
@@ -197,6 +210,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         info = self._info(key)
         if info["kind"] != "array" or not info["shape"]:
             raise TypeError(f"{key!r} is no array with an axis to append to")
+        check_rows(key, info)
         row = info["shape"][1:]
         rows = np.asarray(values)
         if rows.dtype != info["dtype"]:
@@ -211,11 +225,18 @@ class Transaction(_core.TransactionBase, AtomicMapping):
 
     def resize(self, key: str, shape: Any) -> None:
         """Change the shape along axis 0; rows that are added read zeros, also after shrinking."""
-        self._resize(key, as_shape(shape))
+        info = self._info(key)
+        if info["kind"] != "array" or not info["shape"]:
+            raise TypeError(f"{key!r} is no array with an axis to resize")
+        check_rows(key, info)
+        shape = as_shape(shape)
+        if shape[1:] != info["shape"][1:] or len(shape) != len(info["shape"]) or shape[0] < 0:
+            raise ValueError(f"cannot resize {key!r} from {info['shape']} to {shape}: only axis 0 can change")
+        self._resize(key, shape)
 
     def landed(self, key: str) -> int:
         """After the commit: index of the first row that :meth:`append` added to `key`."""
-        return self._landed(key)  # type: ignore[no-any-return]
+        return self._landed(key)
 
     @contextmanager
     def edit(self, key: str) -> Iterator[Any]:
@@ -247,13 +268,13 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         index : index expression, optional
             For arrays: what is read, as in ``a[index]``; the range of memory that it spans counts. Default: all of it.
         """
-        if index is None or key not in self:
+        if index is None or key not in self.base:  # asking the transaction would be a read of all of it
             self._depends(key)
             return
-        info = self._info(key)
+        info = self.base._info(key)
         if info["kind"] != "array":
             raise TypeError(f"{key!r} is no array: depends() takes an index for arrays only")
-        lo, hi = element_range(info["shape"], info["dtype"].itemsize, info["order"], index)
+        lo, hi = element_range(info["shape"], info["order"], index)
         if lo < hi:
             self._depends(key, lo, hi)
 
@@ -275,7 +296,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         LockedError
             Another process holds the commit lock for longer than the store's time-out; the transaction is still open.
         """
-        return self._commit(self._message if message is None else message)  # type: ignore[no-any-return]
+        return self._commit(self._message if message is None else message)
 
     def abort(self) -> None:
         """Forget all changes. Views handed out become private memory. Idempotent."""
@@ -299,30 +320,36 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         return f"<pagestone.Transaction on version {base}>" if base is not None else "<pagestone.Transaction, over>"
 
 
-def element_range(shape: tuple[int, ...], itemsize: int, order: str, index: Any) -> tuple[int, int]:
-    """Flat element range [lo, hi), in memory order, that ``a[index]`` spans."""
-    if itemsize == 0 or 0 in shape:
-        return 0, 0
+def element_range(shape: tuple[int, ...], order: str, index: Any) -> tuple[int, int]:
+    """Flat element range [lo, hi), in memory order, that ``a[index]`` spans; all of it for fancy indexing."""
+    n = 1
     strides = [0] * len(shape)
-    step = 1
-    for i in reversed(range(len(shape))) if order == "C" else range(len(shape)):
-        strides[i] = step
-        step *= shape[i]
-    n = step
-    # a stand-in of one byte an element that is never touched: only its addresses are asked for
-    base = np.lib.stride_tricks.as_strided(np.empty(1, np.int8), shape, strides)
-    picked = base[index]
-    if not isinstance(picked, np.ndarray) or picked.base is None:  # an element, or fancy indexing
-        if (isinstance(index, tuple) and all(isinstance(i, (int, np.integer)) for i in index)) or isinstance(
-            index, (int, np.integer)
-        ):
-            where = index if isinstance(index, tuple) else (int(index),)
-            lo = sum((int(i) % shape[d]) * strides[d] for d, i in enumerate(where))
-            return lo, lo + 1
-        return 0, n
-    if picked.size == 0:
+    for i in range(len(shape)) if order == "F" else reversed(range(len(shape))):
+        strides[i] = n
+        n *= shape[i]
+    if n == 0:
         return 0, 0
-    start = picked.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    lo = start + sum((n_ - 1) * st for n_, st in zip(picked.shape, picked.strides) if st < 0)
-    hi = start + sum((n_ - 1) * st for n_, st in zip(picked.shape, picked.strides) if st > 0) + 1
-    return lo, hi
+    parts = [p for p in (index if isinstance(index, tuple) else (index,)) if p is not None]
+    if not all(p is ... or isinstance(p, slice) or (hasattr(p, "__index__") and not is_bool(p)) for p in parts):
+        return 0, n
+    at = parts.index(...) if ... in parts else len(parts)
+    head, tail = parts[:at], parts[at + 1 :]
+    if ... in tail or len(head) + len(tail) > len(shape):
+        raise IndexError(f"index {index!r} does not fit an array of shape {shape}")
+    parts = [*head, *[slice(None)] * (len(shape) - len(head) - len(tail)), *tail]
+    lo = hi = 0
+    for part, extent, stride in zip(parts, shape, strides):
+        if isinstance(part, slice):
+            where = range(extent)[part]
+            if not where:
+                return 0, 0
+            first, last = min(where[0], where[-1]), max(where[0], where[-1])
+        else:
+            first = last = range(extent)[part]  # IndexError
+        lo += first * stride
+        hi += last * stride
+    return lo, hi + 1
+
+
+def is_bool(x: Any) -> bool:
+    return isinstance(x, (bool, np.bool_))
