@@ -219,7 +219,7 @@ int pgs__ledger_give(struct pgs__ledger *l, struct pgs_run run, bool is_node, st
         } else {
             rc = give_part(l, page, part, is_node, err);
         }
-        l->meta.hdr.pages_free += part;
+        if (!rc) l->meta.hdr.pages_free += part;
         page += part;
         n -= part;
     }

@@ -345,6 +345,14 @@ static void commit(struct world *w, bool new_version, uint64_t budget, bool chan
         change_objects(w, &l);
     }
     if (!new_version && chance(60) && !all) retag(w, &l);
+    if (new_version) { /* now and then long enough to make the meta tree fold */
+        static char text[3000];
+        memset(text, 'x', sizeof text - 1);
+        struct pgs_commit_info c = {
+            .version = w->next_version, .command = "model", .message = text + below(chance(10) ? 3000 : 100)};
+        if (chance(90)) c.message = text + sizeof text - 1 - below(100);
+        CHECK_OK(pgs__ledger_log_add(&l, &c, &err));
+    }
     if (!first) upkeep(w, &l, budget, all);
     store_commit(&w->s, &l);
     pgs__ledger_close(&l);
@@ -442,6 +450,11 @@ TEST(no_needed_page_is_ever_handed_out_and_none_leaks)
     for (uint64_t seed = 1; seed <= 400; seed++) history(seed, 60);
 }
 
+TEST(no_needed_page_is_handed_out_in_long_histories)
+{
+    for (uint64_t seed = 1001; seed <= 1030; seed++) history(seed, 350);
+}
+
 /* Does the model notice? In a child, since it ends at the first finding. */
 static int seeds_until_found(int planted)
 {
@@ -521,8 +534,6 @@ static uint64_t chunks_in_use(struct store *s)
     struct pgs__ledger l;
     CHECK_OK(pgs__ledger_open(&l, &s->pf, &s->root, &err));
     uint64_t n = l.meta.hdr.hw_pages / PGS_CHUNK_PAGES;
-    printf("hw %d free %d dead %d limbo %d meta %d\n", (int)l.meta.hdr.hw_pages, (int)l.meta.hdr.pages_free,
-           (int)l.meta.hdr.pages_dead, (int)l.meta.hdr.pages_limbo, (int)l.meta.hdr.pages_meta);
     pgs__ledger_close(&l);
     return n;
 }
@@ -540,6 +551,62 @@ TEST(many_small_commits_do_not_grow_the_file)
            (unsigned long long)early, (unsigned long long)late);
     CHECK(late <= early + early / 20);
     store_close(&w.s);
+}
+
+/* Dropping is O(freed): the tree pages that it reads and the ones that it makes dirty, for a version in the middle and for the oldest. */
+TEST(dropping_one_of_1000_versions_among_100000_objects_touches_under_50_pages)
+{
+    enum { OBJS = 100000, VERSIONS = 1000, EACH = 5 };
+    static struct extent objs[OBJS];
+    struct store s;
+    struct pgs__ledger l;
+    struct extent nodes = {.n = 0};
+    bool any, more;
+    store_create(&s, PGS_HIST_ALL, 0);
+    s.max_chunks = 400;
+    CHECK_OK(pgs__pagefile_grow(&s.pf, 400 * PGS_CHUNK_PAGES, &err));
+    store_begin(&s, &l, true);
+    CHECK_OK(pgs__ledger_take(&l, (struct pgs_run){{4 * PGS_CHUNK_PAGES}, OBJS}, false, &err));
+    for (uint64_t i = 0; i < OBJS; i++) objs[i] = (struct extent){4 * PGS_CHUNK_PAGES + i, 1, l.gen};
+    store_end(&s, &l);
+    for (int v = 0; v < VERSIONS; v++) {
+        store_begin(&s, &l, true);
+        for (int i = 0; i < EACH; i++) {
+            struct extent *o = &objs[below(OBJS)];
+            struct runs r = {.n = 0};
+            if (o->birth == l.gen) continue;
+            kill_extent(&l, *o);
+            store_take(&s, &l, 1, false, true, &r);
+            *o = (struct extent){r.at[0].page.n, 1, l.gen};
+        }
+        struct runs r = {.n = 0};
+        if (nodes.n) CHECK_OK(pgs__ledger_kill(&l, (struct pgs_run){{nodes.page}, 3}, nodes.birth, true, &err));
+        store_take(&s, &l, 3, true, true, &r);
+        nodes = (struct extent){r.at[0].page.n, 3, l.gen};
+        store_end(&s, &l);
+    }
+    store_begin(&s, &l, false);
+    for (uint64_t v = 0; v <= VERSIONS; v++) { /* all but 500 */
+        char name[16];
+        if (v != 500) CHECK_OK(pgs__ledger_tag_set(&l, name, (size_t)sprintf(name, "t%d", (int)v), v, &err));
+    }
+    l.meta.hdr.history_kind = PGS_HIST_COUNT;
+    CHECK_OK(pgs__ledger_expire(&l, 0, 2000, false, &any, &err));
+    CHECK(any);
+    store_end(&s, &l);
+    store_begin(&s, &l, false); /* the maintenance generation before goes too: let it go first */
+    uint64_t before = pgs__tree_n_visits(), n_nodes, n_record;
+    CHECK_OK(pgs__ledger_drop(&l, nobody, NULL, 1000, &any, &more, &err));
+    CHECK(any && !more);
+    CHECK_EQ(l.meta.hdr.n_tagged, VERSIONS);
+    uint64_t visits = pgs__tree_n_visits() - before;
+    CHECK_OK(pgs__meta_fold(&l.meta, &err));
+    CHECK_OK(pgs__ledger_prepare(&l, &n_nodes, &n_record, &err));
+    printf("dropped: %llu node visits, %llu pages written\n", (unsigned long long)visits,
+           (unsigned long long)(n_nodes + n_record));
+    CHECK(visits + n_nodes + n_record < 50); /* though two entries went */
+    pgs__ledger_close(&l);
+    store_close(&s);
 }
 
 int main(int argc, char **argv)
