@@ -15,6 +15,7 @@
 
 #include "libshm/pages/fresh.h"
 #include "libshm/platform/mem.h"
+#include "libshm/txn/ledger_impl.h"
 
 #define MAX_TRIES 8
 #define MAX_PARTIAL_TRIES 256
@@ -213,22 +214,31 @@ struct gather {
     struct hunt *h;
     int kind;
     uint64_t n_pages;
+    uint64_t skip_lo, skip_hi; /* pages that are in avail or taken already */
 };
+static int gather_clipped(struct gather *g, uint64_t lo, uint64_t hi);
 static int gather_run(void *ctx, struct pgs_run run)
 {
     struct gather *g = ctx;
-    if (run.page.n >= g->h->limit) return 0;
-    run.n_pages = pgs__min_u64(run.n_pages, g->h->limit - run.page.n);
-    g->n_pages += run.n_pages;
+    uint64_t lo = run.page.n, hi = pgs__min_u64(run.page.n + run.n_pages, g->h->limit);
+    int rc = gather_clipped(g, lo, pgs__min_u64(hi, pgs__max_u64(g->skip_lo, lo)));
+    return rc ? rc : gather_clipped(g, pgs__max_u64(lo, pgs__min_u64(g->skip_hi, hi)), hi);
+}
+
+static int gather_clipped(struct gather *g, uint64_t lo, uint64_t hi)
+{
+    if (lo >= hi) return 0;
+    g->n_pages += hi - lo;
     if (g->kind < 0) return 0; /* only counting */
-    if (add_avail(g->h->c, g->kind, run)) return pgs__fail(g->h->err, PGS_ENOMEM, "no memory for a list of free pages");
+    if (add_avail(g->h->c, g->kind, (struct pgs_run){{lo}, hi - lo}))
+        return pgs__fail(g->h->err, PGS_ENOMEM, "no memory for a list of free pages");
     return 0;
 }
 
 /* What is free in a chunk that we claimed goes to avail[kind] (−1: is only counted). */
 static int chunk_runs(struct hunt *h, uint64_t chunk, int kind, uint64_t *n_pages)
 {
-    struct gather g = {.h = h, .kind = kind};
+    struct gather g = {.h = h, .kind = kind, .skip_lo = UINT64_MAX, .skip_hi = UINT64_MAX};
     int rc = pgs__space_runs_of(h->l, chunk, gather_run, &g, h->err);
     if (n_pages) *n_pages = g.n_pages;
     return rc;
@@ -241,10 +251,36 @@ static int grow_file(struct hunt *h, uint64_t end_page)
     return pgs__pagefile_grow(pf, end_page, h->err);
 }
 
-/* A claimed chunk joins the claim, its free pages avail[kind]. */
-static int adopt_chunk(struct hunt *h, uint64_t chunk, int kind)
+/* The free run of that letter that ends at page `hi`, as far as the quota goes. 0 pages: there is none. */
+static struct pgs_run run_ending(struct hunt *h, char of, uint64_t hi)
 {
+    struct pgs__meta_cursor c;
+    uint8_t key[PGS__KEY_MAX];
+    uint64_t end, n;
+    struct pgs_run none = {{0}, 0};
+    if (pgs__lseek(h->l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, of, hi), NULL)) return none;
+    if (pgs__lkey(&c, 1, &end, NULL) || end != hi || pgs__lval_u64(&c, &n, NULL) || n > hi || hi > h->limit)
+        return none;
+    return (struct pgs_run){{hi - n}, n};
+}
+
+/* What was left out of avail when the chunk was claimed. */
+static int load_light(struct hunt *h)
+{
+    struct pgs__claim *c = h->c;
+    if (c->light.hi == 0) return 0;
+    struct gather g = {.h = h, .kind = c->light.kind, .skip_lo = c->light.lo, .skip_hi = c->light.hi};
     int rc = refresh(h);
+    if (rc == 0) rc = pgs__space_runs_of(h->l, c->light.chunk, gather_run, &g, h->err);
+    c->light.hi = 0;
+    return rc;
+}
+
+/* A claimed chunk joins the claim, its free pages avail[kind]; where `of` names a list and its run that ends at `hi` is still what the search saw, that run only. */
+static int adopt_chunk(struct hunt *h, uint64_t chunk, int kind, char of, uint64_t hi)
+{
+    bool same = !stale(h);
+    int rc = same ? 0 : refresh(h);
     if (rc == 0) rc = grow_file(h, (chunk + 1) * PGS_CHUNK_PAGES);
     if (rc == 0) rc = room_for_chunks(h, 1);
     if (rc) {
@@ -252,7 +288,15 @@ static int adopt_chunk(struct hunt *h, uint64_t chunk, int kind)
         return rc;
     }
     keep_chunks(h->c, chunk, 1);
-    return chunk_runs(h, chunk, kind, NULL);
+    struct pgs_run run = {{0}, 0};
+    if (same && h->c->light.hi == 0 && hi / PGS_CHUNK_PAGES <= chunk + 1) run = run_ending(h, of, hi);
+    if (run.n_pages == 0 || run.page.n / PGS_CHUNK_PAGES != chunk) return chunk_runs(h, chunk, kind, NULL);
+    if (add_avail(h->c, kind, run)) return pgs__fail(h->err, PGS_ENOMEM, "no memory for a list of free pages");
+    h->c->light.chunk = chunk;
+    h->c->light.kind = kind;
+    h->c->light.lo = run.page.n;
+    h->c->light.hi = hi;
+    return 0;
 }
 
 /* A partly free chunk. of: whose ('N' or 'D'). -PGS_ENOENT: none. */
@@ -265,7 +309,7 @@ static int add_partial(struct hunt *h, int kind, char of, uint64_t min_pages, ui
         if (rc == 0) unclaim_chunks(h, chunk, 1);
         return h->rc;
     }
-    return rc ? rc : adopt_chunk(h, chunk, kind);
+    return rc ? rc : adopt_chunk(h, chunk, kind, of, *hint);
 }
 
 /* n consecutive whole free chunks, claimed, in the claim's list, the file long enough. -PGS_EFULL. */
@@ -408,17 +452,22 @@ static int partial_until(struct hunt *h, int kind, char of, uint64_t n, struct p
 }
 
 /* One run of n < 512 pages. 1: there is none. */
-static int one_small(struct hunt *h, int kind, uint64_t n, struct pgs_run *out)
+static int one_small(struct hunt *h, int kind, uint64_t n, bool no_new, struct pgs_run *out)
 {
     uint64_t chunk;
     out->n_pages = 0;
     if (take_avail(h->c, kind, n, out)) return 0;
-    int rc = partial_until(h, kind, letter(kind), n, out);
-    if (rc <= 0) return rc;
+    int rc = h->c->light.kind == kind ? load_light(h) : 0;
+    if (rc) return rc;
+    if (take_avail(h->c, kind, n, out)) return 0;
+    rc = partial_until(h, kind, letter(kind), n, out);
+    if (rc <= 0 || no_new) return rc;
     rc = whole_chunks(h, 1, &chunk);
     if (rc == 0) rc = chunk_runs(h, chunk, kind, NULL);
     if (rc && rc != -PGS_EFULL) return rc;
     if (rc == 0 && take_avail(h->c, kind, n, out)) return 0;
+    rc = load_light(h);
+    if (rc) return rc;
     if (take_avail(h->c, !kind, n, out)) return 0; /* small stores: both kinds share */
     return partial_until(h, kind, letter(!kind), n, out);
 }
@@ -429,9 +478,11 @@ static int any_piece(struct hunt *h, int kind, uint64_t n, struct pgs_run *out)
     for (int i = 0; i < 2; i++) { /* own kind first */
         int k = i ? !kind : kind;
         uint64_t hint = 0;
+        int rc = load_light(h);
+        if (rc) return rc;
         *out = take_largest(h->c, k, n);
         if (out->n_pages) return 0;
-        int rc = -PGS_ENOENT;
+        rc = -PGS_ENOENT;
         for (int tries = 0; tries < MAX_PARTIAL_TRIES && rc == -PGS_ENOENT; tries++) {
             uint64_t before = hint;
             rc = add_partial(h, kind, letter(k), 1, &hint);
@@ -483,13 +534,15 @@ static int collect(struct hunt *h, struct wanted *w)
 {
     uint64_t left = w->n_pages, piece = (left + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES;
     bool contiguous = (w->flags & PGS__ALLOC_CONTIGUOUS) != 0 || w->max_runs == 1;
+    bool no_new = (w->flags & PGS__ALLOC_NO_NEW) != 0;
+    if (no_new) piece = 0;
     while (left > 0) {
         struct pgs_run run = {{0}, 0};
         int rc;
         if (w->n_runs == w->max_runs) return -PGS_EFULL;
         piece = pgs__min_u64(piece, (left + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES);
         if (left < PGS_CHUNK_PAGES) {
-            rc = one_small(h, w->is_node, left, &run);
+            rc = one_small(h, w->is_node, left, no_new, &run);
             if (rc == 1) rc = contiguous ? -PGS_EFULL : any_piece(h, w->is_node, left, &run);
         } else if (piece > 0) {
             rc = one_big(h, w->is_node, piece, left, !(w->flags & PGS__ALLOC_LOWEST), &run);
@@ -566,13 +619,13 @@ int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_n
     if (rc) return rc;
     rc = n_pages > h.limit ? -PGS_EFULL : collect(&h, &w);
     if (rc == -PGS_EFULL) undo(&h, &w);
-    if (rc == -PGS_EFULL && h.foreign && h.rc == 0 && pgs__sweep(c->s, true) > 0) {
+    if (rc == -PGS_EFULL && h.foreign && h.rc == 0 && !(flags & PGS__ALLOC_NO_NEW) && pgs__sweep(c->s, true) > 0) {
         rc = refresh(&h);
         if (rc == 0) rc = collect(&h, &w);
     }
     if (rc == 0) rc = back_or_reserve(&h, &w);
     if (rc) undo(&h, &w);
-    if (rc == -PGS_EFULL && (flags & PGS__ALLOC_EMERGENCY)) rc = from_reserve(&h, &w);
+    if (rc == -PGS_EFULL && (flags & PGS__ALLOC_EMERGENCY) && !(flags & PGS__ALLOC_NO_NEW)) rc = from_reserve(&h, &w);
     hunt_close(&h);
     if (rc == -PGS_EFULL) return pgs__fail(err, PGS_EFULL, "no room for %llu pages", (unsigned long long)n_pages);
     if (rc) return rc;
@@ -677,6 +730,7 @@ int pgs__claim_join(struct pgs__claim *to, struct pgs__claim *from)
     for (size_t i = 0; i < from->n_taken; i++) to->taken[to->n_taken++] = from->taken[i];
     for (int k = 0; k < 2; k++)
         for (size_t i = 0; i < from->n_avail[k]; i++) to->avail[k][to->n_avail[k]++] = from->avail[k][i];
+    if (to->light.hi == 0) to->light = from->light;
     from->n_chunks = 0; /* the words are `to`'s now */
     pgs__claim_release(from);
     return 0;

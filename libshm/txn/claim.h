@@ -30,9 +30,14 @@ struct pgs__claim {
     size_t n_chunks, cap_chunks;
     struct pgs__taken *taken;
     size_t n_taken, cap_taken;
-    size_t n_sealed; /* taken[0 … n_sealed) were recorded: later runs are not joined to them */
+    size_t n_sealed;          /* taken[0 … n_sealed) were recorded: later runs are not joined to them */
     struct pgs_run *avail[2]; /* free runs of claimed chunks: [0] data, [1] nodes */
     size_t n_avail[2], cap_avail[2];
+    /* The chunk claimed last, of which only the run [lo, hi) is in avail yet: the rest is looked up when it is needed. hi 0: none */
+    struct {
+        uint64_t chunk, lo, hi;
+        int kind; /* of avail */
+    } light;
 };
 void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s);
 
@@ -40,6 +45,8 @@ enum {
     PGS__ALLOC_CONTIGUOUS = 1,
     PGS__ALLOC_EMERGENCY = 2,
     PGS__ALLOC_LOWEST = 4, /* lowest address first, not what was freed last (compact) */
+    PGS__ALLOC_NO_NEW =
+        8, /* only from chunks that are in use already, in pieces if need be: keeps the file from growing by fragments */
 };
 /* n_pages of data or node pages. locked: the ledger of the commit in progress (commit lock held), or NULL: the meta data is opened for reading. Contiguous, or else up to
  * max_runs runs in *runs; *n_runs of them. The file is grown as needed. -PGS_EFULL: neither quota nor file system has room (nothing was taken). */

@@ -206,6 +206,17 @@ static int buffer(struct pgs__commit *c, struct layout *y, struct pgs_error *err
     return 0;
 }
 
+/* From chunks in use first: growing the file for the sake of one run would let fragments make it grow for ever. */
+static int alloc_nodes(struct pgs__commit *c, uint64_t n, int flags, struct pgs_run *runs, size_t max_runs,
+                       size_t *n_runs, struct pgs_error *err)
+{
+    struct pgs_error local = {0};
+    int rc = pgs__claim_alloc(&c->claim, &c->l, true, n, flags | PGS__ALLOC_NO_NEW, runs, max_runs, n_runs, &local);
+    if (rc == -PGS_EFULL) return pgs__claim_alloc(&c->claim, &c->l, true, n, flags, runs, max_runs, n_runs, err);
+    if (rc && err && err->code == 0) *err = local;
+    return rc;
+}
+
 static int take_nodes(struct pgs__commit *c, struct pgs_pgno *to, uint64_t n, struct pgs_error *err)
 {
     struct pgs_run runs[64];
@@ -213,7 +224,7 @@ static int take_nodes(struct pgs__commit *c, struct pgs_pgno *to, uint64_t n, st
     while (n > 0) { /* many pieces in a nearly full store */
         size_t n_runs;
         uint64_t part = pgs__min_u64(n, PGS_CHUNK_PAGES);
-        int rc = pgs__claim_alloc(&c->claim, &c->l, true, part, flags, runs, PGS_ARRAY_LEN(runs), &n_runs, err);
+        int rc = alloc_nodes(c, part, flags, runs, PGS_ARRAY_LEN(runs), &n_runs, err);
         if (rc) return rc;
         for (size_t i = 0; i < n_runs; i++)
             for (uint64_t k = 0; k < runs[i].n_pages; k++) *to++ = (struct pgs_pgno){runs[i].page.n + k};
@@ -228,7 +239,7 @@ static int take_one_run(struct pgs__commit *c, struct layout *y, uint64_t n, str
     struct pgs_run run;
     struct pgs_error local = {0};
     size_t n_runs;
-    int flags = PGS__ALLOC_CONTIGUOUS | (c->freeing ? PGS__ALLOC_EMERGENCY : 0);
+    int flags = PGS__ALLOC_CONTIGUOUS | PGS__ALLOC_NO_NEW | (c->freeing ? PGS__ALLOC_EMERGENCY : 0);
     if (n > PGS_CHUNK_PAGES) return -PGS_EFULL;
     int rc = pgs__claim_alloc(&c->claim, &c->l, true, n, flags, &run, 1, &n_runs, &local);
     if (rc && rc != -PGS_EFULL && err && err->code == 0) *err = local;
@@ -265,7 +276,7 @@ static int take_pages(struct pgs__commit *c, struct layout *y, struct pgs_error 
             rc = pgs__ledger_give(&c->l, y->record, true, err);
         else
             rc = 0;
-        if (rc == 0) rc = pgs__claim_alloc(&c->claim, &c->l, true, y->n_rec, flags, &y->record, 1, &n_runs, err);
+        if (rc == 0) rc = alloc_nodes(c, y->n_rec, flags, &y->record, 1, &n_runs, err);
     }
     if (rc == 0 && n_nodes > old) rc = take_nodes(c, y->pages + old, n_nodes - old, err);
     y->n_pages = n_nodes;

@@ -4,8 +4,8 @@
  * What the numbers of pgs_stat mean, in pages of the ledger's counters (record_format.h):
  *
  *     live      hw − free − dead − limbo − meta − reserve − superblocks: catalog nodes, map nodes and data that the newest version refers to
- *     history   dead − expired: kept for older versions that may still be opened
- *     pinned    expired: kept for versions that left history and that somebody still pins
+ *     history   dead − pinned: kept for older versions that may still be opened
+ *     pinned    kept only by versions that left history: somebody pins them, or the next commits drop them
  *     free      free + limbo (unreferenced, but not yet safe to write again)
  *     meta      the bookkeeping, the reserve and the superblocks
  *     resident  blocks of the file, as the file system counts them
@@ -17,6 +17,40 @@
 
 #include <stdlib.h>
 
+/* Bytes that only expired entries of the chain keep: neighbours hold together what neither holds alone. */
+struct held {
+    struct pgs__ledger *l;
+    pgs_gen_t lo, hi; /* of the group that is open; lo 0: none */
+    uint64_t bytes;
+    struct pgs_error *err;
+};
+static int held_close(struct held *h)
+{
+    uint64_t bytes = 0;
+    int rc = h->lo ? pgs__ledger_bytes_held(h->l, h->lo, h->hi, &bytes, h->err) : 0;
+    h->bytes += bytes;
+    h->lo = 0;
+    return rc;
+}
+static int held_entry(void *ctx, pgs_gen_t gen, const struct pgs__chain *c)
+{
+    struct held *h = ctx;
+    if (!(c->flags & PGS__CHAIN_EXPIRED)) return held_close(h);
+    if (!h->lo) h->lo = gen;
+    h->hi = gen;
+    return 0;
+}
+static int held_by_expired(struct pgs__ledger *l, uint64_t *bytes, struct pgs_error *err)
+{
+    struct held h = {.l = l, .err = err};
+    *bytes = 0;
+    if (l->meta.hdr.n_expired == 0) return 0;
+    int rc = pgs__ledger_chain_walk(l, held_entry, &h, err);
+    if (rc == 0) rc = held_close(&h);
+    *bytes = h.bytes;
+    return rc;
+}
+
 int pgs__stat(struct pgs__session *s, struct pgs_stat *out, struct pgs_error *err)
 {
     struct pgs__ledger l;
@@ -27,14 +61,16 @@ int pgs__stat(struct pgs__session *s, struct pgs_stat *out, struct pgs_error *er
     uint64_t rest = h->pages_free + h->pages_dead + h->pages_limbo + meta;
     struct pgs_stat st = {0};
     st.live = (h->hw_pages - pgs__min_u64(h->hw_pages, rest)) << PGS_PAGE_SHIFT;
-    st.history = (h->pages_dead - pgs__min_u64(h->pages_dead, h->pages_expired)) << PGS_PAGE_SHIFT;
-    st.pinned = h->pages_expired << PGS_PAGE_SHIFT;
+    rc = held_by_expired(&l, &st.pinned, err);
+    st.pinned = pgs__min_u64(st.pinned, h->pages_dead << PGS_PAGE_SHIFT);
+    st.history = (h->pages_dead << PGS_PAGE_SHIFT) - st.pinned;
     st.free = (h->pages_free + h->pages_limbo) << PGS_PAGE_SHIFT;
     st.meta = meta << PGS_PAGE_SHIFT;
     st.objects = l.head.n_objects;
     st.versions = h->n_kept;
     st.quota = h->quota_bytes;
     pgs__meta_end(s, &l);
+    if (rc) return rc;
     st.resident = pgs__pagefile_resident(&s->pf);
     pgs__pagefile_refresh(&s->pf);
     st.file_size = atomic_load_explicit(&s->pf.n_pages, memory_order_relaxed) << PGS_PAGE_SHIFT; /* grows only */
