@@ -53,7 +53,8 @@ def _build(tree: Any) -> np.dtype[Any]:
             module, _, name = tree[1:].partition(":")
             if module not in _EXTENSION_MODULES:
                 raise ValueError(f"unknown dtype module {module!r}")
-            return np.dtype(getattr(__import__(module), name))
+            extended: np.dtype[Any] = np.dtype(getattr(__import__(module), name))
+            return extended
         return np.dtype(tree)
     if isinstance(tree, tuple):
         base, shape = tree

@@ -59,6 +59,8 @@ class _FrozenItems(ItemsView[str, Any]):
 
 
 class _FrozenValues(ValuesView[Any]):
+    _mapping: ReadMapping
+
     def __iter__(self) -> Iterator[Any]:
         for _, v in self._mapping.items():
             yield v

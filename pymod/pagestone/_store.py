@@ -111,7 +111,7 @@ class Snapshot(_core.SnapshotBase, ReadMapping):
         return self._iter_keys("")
 
     def _iter_keys(self, prefix: str) -> Iterator[str]:
-        return self._iter(prefix, True, "k")  # type: ignore[no-any-return]
+        return self._iter(prefix, True, "k")
 
     def __bool__(self) -> bool:
         return len(self) > 0
@@ -137,7 +137,7 @@ class Snapshot(_core.SnapshotBase, ReadMapping):
 
     def private(self, key: str) -> np.ndarray[Any, Any]:
         """A writable copy-on-write view of an array, seen by nobody else; nothing is copied until touched."""
-        return self._private(key)  # type: ignore[no-any-return]
+        return self._private(key)
 
     def group(self, name: str) -> Group:
         """The keys below ``name/``."""
@@ -231,7 +231,7 @@ class Store(_core.StoreBase, AtomicMapping):
 
     def private(self, key: str) -> np.ndarray[Any, Any]:
         """A writable copy-on-write view of an array, seen by nobody else; nothing is copied until touched."""
-        return self._private(key)  # type: ignore[no-any-return]
+        return self._private(key)
 
     def create(
         self, key: str, shape: Any, dtype: Any = float, order: str = "C", fill: Any = 0, exist_ok: bool = False
@@ -354,7 +354,7 @@ class Store(_core.StoreBase, AtomicMapping):
     @property
     def versions(self) -> list[int]:
         """Numbers of the versions that are kept, oldest first."""
-        return self._versions()  # type: ignore[no-any-return]
+        return self._versions()
 
     def snapshot(self) -> Snapshot:
         """The newest version, read only."""
@@ -417,7 +417,7 @@ class Store(_core.StoreBase, AtomicMapping):
     @property
     def tags(self) -> dict[str, int]:
         """Tag -> version number."""
-        return self._tags()  # type: ignore[no-any-return]
+        return self._tags()
 
     def _commits(self, before: int = 0, limit: int = -1) -> list[Commit]:
         return [
@@ -489,7 +489,7 @@ class Store(_core.StoreBase, AtomicMapping):
         after = self.version if version is None else int(version)
         if key is not None and not isinstance(key, str):
             raise TypeError(f"keys are str, not {type(key).__name__}")
-        return self._wait(after, key, -1 if timeout is None else timeout_ns(timeout))  # type: ignore[no-any-return]
+        return self._wait(after, key, -1 if timeout is None else timeout_ns(timeout))
 
     # --- upkeep
 

@@ -27,7 +27,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
 
 
 def as_dtype(dtype: Any) -> np.dtype[Any]:
-    d = np.dtype(dtype)
+    d: np.dtype[Any] = np.dtype(dtype)
     if d.hasobject:
         raise TypeError(
             f"dtype {d} holds Python objects: arrays in a store hold plain bytes; "
@@ -83,13 +83,18 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     array alias, threads may write at once. Of other objects it is a fresh copy: assign it back, or use :meth:`edit`.
     """
 
+    _message: str | None
+    _isolation: str
+    _base_snapshot: Snapshot | None
+    _untouched: bool
+
     def __new__(cls, store: Store, isolation: str = "snapshot", message: str | None = None) -> Transaction:
         if isolation not in _ISOLATION:
             raise ValueError(f"isolation {isolation!r} is not one of 'snapshot', 'serializable', 'strict'")
         self = super().__new__(cls, store, _ISOLATION[isolation])
         self._message = message
         self._isolation = isolation
-        self._base_snapshot: Snapshot | None = None
+        self._base_snapshot = None
         self._untouched = False
         return self
 
@@ -102,7 +107,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         if self._base_snapshot is None:
             from ._store import Snapshot
 
-            self._base_snapshot = self._base(Snapshot)
+            base: Snapshot = self._base(Snapshot)
+            self._base_snapshot = base
         return self._base_snapshot
 
     # --- mapping
