@@ -44,8 +44,11 @@ struct rebase {
 
 bool pgs__same_content(const struct pgs__content *a, const struct pgs__content *b)
 {
-    return a->form == b->form && a->n_bytes == b->n_bytes && a->page.n == b->page.n && a->birth == b->birth &&
-           a->map.page == b->map.page && a->map.birth == b->map.birth && a->map.xxh == b->map.xxh;
+    if (a->form != b->form || a->n_bytes != b->n_bytes) return false;
+    if (a->form == PGS__FORM_INLINE)
+        return a->n_bytes == 0 || memcmp(a->inline_data, b->inline_data, (size_t)a->n_bytes) == 0;
+    return a->page.n == b->page.n && a->birth == b->birth && a->map.page == b->map.page &&
+           a->map.birth == b->map.birth && a->map.xxh == b->map.xxh;
 }
 
 void pgs__prep_discard(struct pgs_txn *t, struct pgs__prep *p)

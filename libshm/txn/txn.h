@@ -196,6 +196,8 @@ int pgs__txn_alloc(struct pgs_txn *t, struct pgs__ledger *l, bool is_node, uint6
                    struct pgs_run **runs, size_t *n, struct pgs_error *err);
 void pgs__own_give(struct pgs_txn *t, struct pgs__own *own); /* back to the claim */
 void pgs__own_forget(struct pgs__own *own);
+/* Chunks of which nothing was taken are others' again: after an allocation that failed, before a commit that needs pages. */
+void pgs__txn_claim_shrink(struct pgs_txn *t);
 /* fn, and again after each rung of the ladder while it says PGS_EFULL. fn must leave nothing behind when it fails. */
 int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error *err), void *ctx, uint64_t need_bytes,
                        struct pgs_error *err);

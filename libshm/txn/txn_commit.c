@@ -20,6 +20,7 @@
 
 #define CHEAP_BYTES (1ull << 20)
 #define PATIENT_TRIES 2
+#define MAX_RUNG 2 /* of pgs__make_room */
 #define MAX_KEYS_BYTES 8192u
 #define MAX_MESSAGE 4000u
 
@@ -180,14 +181,19 @@ static bool only_frees(const struct pgs_txn *t)
     return true;
 }
 
-/* Everything is decided: write it. */
-static int finish(struct pgs_txn *t, struct pgs__commit *c, const char *message, struct pgs_error *err)
+/* Everything is decided: write it. The transaction's claim is entered into the ledger and stays ours, so that this can be done again; with `join` the commit may use what is left
+ * of the claimed chunks for its own nodes, and a failure is final. */
+static int finish(struct pgs_txn *t, struct pgs__commit *c, const char *message, bool join, struct pgs_error *err)
 {
     struct entry e = {0};
     pgs__savepoints_free_locked(t, 0); /* pages that only they hold go back before the claim is entered */
+    pgs__txn_claim_shrink(t);
     int rc = pgs__commit_start(c, true, err);
     if (rc == 0) rc = pgs__txn_apply(t, c, err);
-    if (rc == 0) rc = pgs__claim_record(&t->claim, &c->l, err);
+    if (rc == 0 && !join)
+        rc = pgs__claim_record(&t->claim, &c->l, err);
+    else if (rc == 0 && pgs__claim_join(&c->claim, &t->claim))
+        rc = pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
     if (rc == 0) rc = log_entry(t, c, message, &e, err);
     c->freeing = only_frees(t);
     if (rc == 0) rc = pgs__commit_end(c, &e.info, err);
@@ -227,12 +233,13 @@ static int attempt(struct pgs_txn *t, struct attempt *a, const char *message, st
         rc = follow_outside(t, err);
         return rc ? rc : 1;
     }
-    rc = finish(t, &c, message, &local);
+    bool last = a->rungs > MAX_RUNG;
+    rc = finish(t, &c, message, last, &local);
     if (rc == 0) {
         a->version = c.after.version;
         return 0;
     }
-    if (rc == -PGS_EFULL && a->rungs <= 2) {
+    if (rc == -PGS_EFULL && !last) {
         uint64_t freed;
         pgs__make_room(t->s, &t->wait, a->rungs++, &freed, NULL);
         return 1;

@@ -24,6 +24,11 @@ void pgs__own_give(struct pgs_txn *t, struct pgs__own *own)
     pgs__own_forget(own);
 }
 
+void pgs__txn_claim_shrink(struct pgs_txn *t)
+{
+    if (t->claim.n_taken == 0) pgs__claim_release(&t->claim);
+}
+
 int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error *err), void *ctx, uint64_t need_bytes,
                        struct pgs_error *err)
 {
@@ -33,6 +38,7 @@ int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error 
     int rc = fn(ctx, &local);
     for (int level = 0; rc == -PGS_EFULL && level <= 2; level++) {
         uint64_t freed = 0;
+        pgs__txn_claim_shrink(t);
         int made = pgs__make_room(t->s, &t->wait, level, &freed, NULL);
         local = (struct pgs_error){0};
         if (made == -PGS_ELOCKED || made == -PGS_EINTR)
