@@ -147,6 +147,7 @@ typedef struct {
 } SnapshotObject;
 typedef struct {
     PyObject_HEAD pgs_txn *t;
+    bool over; /* committed or aborted */
     StoreObject *store;
     PyObject *weakrefs;
     PyObject *dict;

@@ -349,6 +349,7 @@ static PyObject *txn_commit(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "|z", &message)) return NULL;
     int rc;
     CORE_BLOCKING(rc = pgs_txn_commit(o->t, message, &version, &err));
+    if (rc != -PGS_ELOCKED && rc != -PGS_EINTR && rc != -PGS_EFORKED) o->over = true;
     if (rc == -PGS_ECONFLICT) return raise_conflict(o, &err);
     return rc < 0 ? core_raise(rc, &err) : PyLong_FromUnsignedLongLong(version);
 }
@@ -359,7 +360,8 @@ static PyObject *txn_abort(PyObject *self, PyObject *unused)
     int rc;
     (void)unused;
     CORE_BLOCKING(rc = pgs_txn_abort(((TxnObject *)self)->t, &err));
-    if (rc < 0) return core_raise(rc, &err);
+    if (rc < 0 && rc != -PGS_ECLOSED) return core_raise(rc, &err);
+    ((TxnObject *)self)->over = true;
     Py_RETURN_NONE;
 }
 
@@ -384,9 +386,13 @@ static PyObject *txn_store_attr(PyObject *self, void *ctx)
 static PyObject *txn_base_version(PyObject *self, void *ctx)
 {
     (void)ctx;
-    pgs_snapshot *sn = pgs_txn_base(((TxnObject *)self)->t);
-    if (!sn) Py_RETURN_NONE;
-    return PyLong_FromUnsignedLongLong(pgs_snapshot_version(sn));
+    return PyLong_FromUnsignedLongLong(pgs_snapshot_version(pgs_txn_base(((TxnObject *)self)->t)));
+}
+
+static PyObject *txn_over(PyObject *self, void *ctx)
+{
+    (void)ctx;
+    return PyBool_FromLong(((TxnObject *)self)->over);
 }
 
 /* _base(SnapshotType): the snapshot that the transaction began on */
@@ -394,7 +400,6 @@ static PyObject *txn_base(PyObject *self, PyObject *type)
 {
     TxnObject *o = (TxnObject *)self;
     pgs_snapshot *sn = pgs_txn_base(o->t);
-    if (!sn) return PyErr_SetString(core.errors[PGS_ECLOSED], "the transaction is over"), NULL;
     PyTypeObject *tp = (PyTypeObject *)type;
     if (!PyType_Check(type) || !PyType_IsSubtype(tp, core.snapshot_type))
         return PyErr_SetString(PyExc_TypeError, "a Snapshot type"), NULL;
@@ -422,8 +427,10 @@ static PyMethodDef methods[] = {{"_iter", txn_iter, METH_VARARGS, NULL},
                                 {"_landed", txn_landed, METH_O, NULL},
                                 {"_base", txn_base, METH_O, NULL},
                                 {0}};
-static PyGetSetDef getset[] = {
-    {"_store", txn_store_attr, NULL, NULL, NULL}, {"_base_version", txn_base_version, NULL, NULL, NULL}, {0}};
+static PyGetSetDef getset[] = {{"_store", txn_store_attr, NULL, NULL, NULL},
+                               {"_base_version", txn_base_version, NULL, NULL, NULL},
+                               {"_over", txn_over, NULL, NULL, NULL},
+                               {0}};
 static PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(TxnObject, weakrefs), READONLY, NULL},
                                 {"__dictoffset__", T_PYSSIZET, offsetof(TxnObject, dict), READONLY, NULL},
                                 {0}};

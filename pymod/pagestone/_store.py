@@ -339,7 +339,7 @@ class Store(_core.StoreBase, AtomicMapping):
             t = self.begin()
             try:
                 result = fn(t)
-                if t._base_version is not None:
+                if not t._over:
                     t.commit()
                 return result
             except ConflictError:

@@ -313,7 +313,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
 
     def __exit__(self, exc_type: Any, exc: Any, tb: Any) -> None:
         if exc_type is None:
-            if self._base_version is not None:  # not committed or aborted by hand
+            if not self._over:  # neither committed nor aborted by hand
                 self.commit()
         else:
             self.abort()
@@ -322,8 +322,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         raise TypeError("a Transaction belongs to its process and cannot be pickled: send the store and begin() there")
 
     def __repr__(self) -> str:
-        base = self._base_version
-        return f"<pagestone.Transaction on version {base}>" if base is not None else "<pagestone.Transaction, over>"
+        return f"<pagestone.Transaction on version {self._base_version}{', over' if self._over else ''}>"
 
 
 def element_range(shape: tuple[int, ...], order: str, index: Any) -> tuple[int, int]:

@@ -1,0 +1,43 @@
+"""Fixtures: stores in memory, on tmpfs and on a disk; nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pagestone as ps
+import pytest
+
+
+@pytest.fixture
+def store() -> Iterator[ps.Store]:
+    """A fresh anonymous store."""
+    with ps.open() as s:
+        yield s
+
+
+def _directory(where: str, tmp_path: Path) -> Path:
+    return tmp_path if where == "disk" else Path(tempfile.mkdtemp(prefix="pagestone-test-", dir="/dev/shm"))
+
+
+@pytest.fixture(params=["disk", "shm"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a store may be made: in a temporary directory, and on /dev/shm."""
+    if request.param == "shm" and not os.access("/dev/shm", os.W_OK):
+        pytest.skip("/dev/shm is not there")
+    folder = _directory(request.param, tmp_path)
+    yield str(folder / "test.ps")
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def shm_path() -> Iterator[str]:
+    """Where a store may be made, in memory if possible: for tests to which the medium means nothing."""
+    folder = tempfile.mkdtemp(prefix="pagestone-test-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    yield folder + "/test.ps"
+    shutil.rmtree(folder, ignore_errors=True)
