@@ -45,17 +45,27 @@ class _Commands:
 
 def _reading(add: _Commands) -> None:
     p = add("ls", "list keys", at=True)
-    p.add_argument("-l", "--long", action="store_true", help="kind, dtype, shape, bytes and the version that last changed it")
+    p.add_argument(
+        "-l", "--long", action="store_true", help="kind, dtype, shape, bytes and the version that last changed it"
+    )
     p.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="a key, a group, or how keys begin")
     p = add("info", "show what a store is, or what a key holds", at=True)
     p.add_argument("key", metavar="KEY", nargs="?")
     p = add("cat", "print a value: arrays and plain values as text, bytes as they are", at=True)
     p.add_argument("key", metavar="KEY")
-    p.add_argument("--format", choices=("text", "csv", "npy", "raw"), help="text: as NumPy prints it; csv: all of it; raw: the bytes")
-    p.add_argument("--allow-pickle", action="store_true", help="load a pickled object (this runs its code) and print its repr")
+    p.add_argument(
+        "--format",
+        choices=("text", "csv", "npy", "raw"),
+        help="text: as NumPy prints it; csv: all of it; raw: the bytes",
+    )
+    p.add_argument(
+        "--allow-pickle", action="store_true", help="load a pickled object (this runs its code) and print its repr"
+    )
     p = add("get", "write a value to a file: .npy, .bin, .json, .pkl", at=True)
     p.add_argument("key", metavar="KEY")
-    p.add_argument("file", metavar="FILE", nargs="?", help="or a directory, or - for stdout; default: named as the key, here")
+    p.add_argument(
+        "file", metavar="FILE", nargs="?", help="or a directory, or - for stdout; default: named as the key, here"
+    )
     p.add_argument("-f", "--force", action="store_true", help="replace a file that is there under the default name")
 
 
@@ -67,9 +77,11 @@ def _writing(add: _Commands) -> None:
     kind.add_argument("--npy", action="store_true", help="the input is NPY")
     kind.add_argument("--csv", action="store_true", help="the input is a table: becomes an array")
     kind.add_argument("--text", action="store_true", help="the input is UTF-8: becomes a str")
-    kind.add_argument("--value", action="store_true", help="the input is JSON: becomes a plain value, types kept")
+    kind.add_argument("--plain", action="store_true", help="the input is JSON: becomes a plain value, types kept")
     kind.add_argument("--bytes", action="store_true", help="bytes, whatever the name")
-    p.add_argument("--header", choices=("auto", "yes", "no"), default="auto", help="whether the first row of --csv has names")
+    p.add_argument(
+        "--header", choices=("auto", "yes", "no"), default="auto", help="whether the first row of --csv has names"
+    )
     p.add_argument("--dtype", help="of all cells of --csv")
     p = add("rm", "remove keys, all in one transaction", message=True)
     p.add_argument("keys", metavar="KEY", nargs="+")

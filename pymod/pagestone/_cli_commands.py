@@ -34,7 +34,9 @@ def _open(args: argparse.Namespace, mode: str = "r", allow_pickle: bool = False)
     try:
         return ps.open(args.store, mode, allow_pickle=allow_pickle)
     except FileNotFoundError:
-        raise Fail(f"{safe(args.store)}: there is no such store; put makes one, and so does pagestone.open() in Python") from None
+        raise Fail(
+            f"{safe(args.store)}: there is no such store; put makes one, and so does pagestone.open() in Python"
+        ) from None
 
 
 def parse_version(text: str) -> Any:
@@ -230,7 +232,9 @@ def cat(args: argparse.Namespace) -> int:
         if kind != "array" and args.format in ("npy", "csv"):
             raise Fail(f"{safe(args.key)} is no array but {kind}: leave --format {args.format} out")
         if kind == "pickle" and args.format != "raw" and not args.allow_pickle:
-            raise Fail(f"{safe(args.key)} is a pickled object: get writes it to a file; --allow-pickle loads it, which runs its code")
+            raise Fail(
+                f"{safe(args.key)} is a pickled object: get writes it to a file; --allow-pickle loads it, which runs its code"
+            )
         if args.json:
             _cat_json(snapshot, args.key, info)
         elif kind == "array":
@@ -309,26 +313,35 @@ class _Counted:
 
 
 def _put_bytes(t: Any, key: str, f: IO[bytes], n: int | None, bar: Progress) -> None:
+    """Bytes of any length in bounded memory: many of a file straight from its pages, many of a pipe by way of a temporary file."""
     import mmap
     import tempfile
 
-    if n:  # a regular file: straight from its pages
+    if n is not None and n > cio.IN_MEMORY:
         with out.busy(f"put {size(n)}"), mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m, memoryview(m) as view:
             t[key] = view
         return
-    with tempfile.SpooledTemporaryFile(cio._IN_MEMORY) as spool:
+    head = bytearray()
+    while len(head) <= cio.IN_MEMORY and (data := f.read(values.CHUNK)):
+        head += data
+        bar.step(len(data))
+    if len(head) <= cio.IN_MEMORY:
+        t[key] = head
+        return
+    with tempfile.TemporaryFile() as spool:
+        spool.write(head)
+        head.clear()
         while data := f.read(values.CHUNK):
-            bar.step(len(data))
             spool.write(data)
-        total = spool.tell()
-        spool.seek(0)
-        with cio.as_buffer(_Counted(spool, Progress("", 0)), total) as buffer:  # type: ignore[arg-type]
-            t[key] = buffer
+            bar.step(len(data))
+        spool.flush()
+        with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as m, memoryview(m) as view:
+            t[key] = view
 
 
 def _put_value(args: argparse.Namespace, t: Any, f: IO[bytes], n: int | None, bar: Progress) -> None:
     name = "stdin" if args.file == "-" else args.file
-    npy = args.npy or (args.file.endswith(".npy") and not (args.csv or args.text or args.value or args.bytes))
+    npy = args.npy or (args.file.endswith(".npy") and not (args.csv or args.text or args.plain or args.bytes))
     try:
         if npy:
             if args.key in t:
@@ -340,12 +353,14 @@ def _put_value(args: argparse.Namespace, t: Any, f: IO[bytes], n: int | None, ba
         elif args.csv:
             import io
 
-            lines = io.TextIOWrapper(f, encoding="utf-8-sig", newline="")
-            t[args.key] = values.read_csv(iter(lines), args.header, args.dtype, name)
+            text = io.StringIO(f.read().decode("utf-8-sig"), newline="")
+            t[args.key] = values.read_csv(text, args.header, args.dtype, name)
         elif args.text:
             t[args.key] = f.read().decode("utf-8")
-        elif args.value:
+        elif args.plain:
             t[args.key] = values.from_json(json.load(f))
+            if t._info(args.key)["kind"] == "pickle":
+                raise Fail(f"{safe(name)} is nested deeper than 64: flatten it, or put it as bytes")
         else:
             _put_bytes(t, args.key, f, n, bar)
     except UnicodeDecodeError as e:
@@ -367,11 +382,17 @@ def put(args: argparse.Namespace) -> int:
         n = st.st_size if stat.S_ISREG(st.st_mode) and args.file != "-" else None
         store = stack.enter_context(_open(args, "a"))
         bar = stack.enter_context(Progress("put", n or 0))
-        # a write of one key that reads nothing conflicts with nobody's but the last moment's: the later one stands
-        with store.begin(message=args.message) as t:
-            _put_value(args, t, f, n, bar)
-            described = _describe(args.key, t._info(args.key))
-            described["version"] = t.commit()
+        while True:
+            try:
+                with store.begin(message=args.message) as t:
+                    _put_value(args, t, f, n, bar)
+                    described = _describe(args.key, t._info(args.key))
+                    described["version"] = t.commit()
+                break
+            except ps.ConflictError:  # somebody else wrote the key meanwhile: later wins, as with s[key] = value
+                if n is None:
+                    raise
+                f.seek(0)
         if args.json:
             emit_json(described)
     return 0
@@ -481,7 +502,9 @@ def log(args: argparse.Namespace) -> int:
         for c in commits:
             keys = ", ".join(c.keys[:5]) + (f" and {len(c.keys) - 5} more" if len(c.keys) > 5 else "")
             keys += ", …" if c.keys_truncated else ""
-            head = color(f"v{c.version}", "yellow") + "".join(color(f" [{safe(t)}]", "bold") for t in names.get(c.version, []))
+            head = color(f"v{c.version}", "yellow") + "".join(
+                color(f" [{safe(t)}]", "bold") for t in names.get(c.version, [])
+            )
             line = f"{out.local(c.time)}  {safe(c.command)}[{c.pid}]  {size(c.bytes_written)}  {safe(keys)}"
             print(f"{head}  {line}" + (f"  — {safe(c.message)}" if c.message else ""))
     return 0
@@ -492,12 +515,22 @@ def diff(args: argparse.Namespace) -> int:
         d = store.diff(a, b)
         if args.json:
             changed = {k: None if r is None else [list(x) for x in r] for k, r in sorted(d.changed.items())}
-            emit_json({"from": a.version, "to": b.version, "added": sorted(d.added), "removed": sorted(d.removed), "changed": changed})
+            emit_json(
+                {
+                    "from": a.version,
+                    "to": b.version,
+                    "added": sorted(d.added),
+                    "removed": sorted(d.removed),
+                    "changed": changed,
+                }
+            )
             return 0
         lines = [(k, color("+", "green"), "") for k in d.added] + [(k, color("-", "red"), "") for k in d.removed]
         for k, ranges in d.changed.items():
             n = sum(hi - lo for lo, hi in ranges or [])
-            shown = ", ".join(f"{lo}:{hi}" for lo, hi in (ranges or [])[:4]) + (", …" if ranges and len(ranges) > 4 else "")
+            shown = ", ".join(f"{lo}:{hi}" for lo, hi in (ranges or [])[:4]) + (
+                ", …" if ranges and len(ranges) > 4 else ""
+            )
             what = "" if ranges is None else f"  {n} element{'s' * (n != 1)}: {shown}"
             lines.append((k, color("~", "yellow"), what))
         for k, mark, what in sorted(lines):
@@ -519,7 +552,12 @@ def at(args: argparse.Namespace) -> int:
             emit_json({**facts, "commit": _commit_json(commit) if commit else None})
             return 0
         if commit:
-            facts.update(by=f"{commit.command}[{commit.pid}]", message=commit.message, changed=commit.keys[:20], bytes_written=commit.bytes_written)
+            facts.update(
+                by=f"{commit.command}[{commit.pid}]",
+                message=commit.message,
+                changed=commit.keys[:20],
+                bytes_written=commit.bytes_written,
+            )
         _print_facts(facts)
     return 0
 
@@ -583,7 +621,9 @@ def stat_(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"version": version, **s})
         return 0
-    rows = [(n.replace("_", " "), size(s[n]) if n != "quota" or s[n] else "-", text) for n, text in _STAT_MEANING.items()]
+    rows = [
+        (n.replace("_", " "), size(s[n]) if n != "quota" or s[n] else "-", text) for n, text in _STAT_MEANING.items()
+    ]
     rows += [("objects", str(s["objects"]), "in the newest version"), ("versions", str(s["versions"]), "kept")]
     out.table(rows, right=(1,))
     return 0
@@ -598,7 +638,16 @@ def readers(args: argparse.Namespace) -> int:
                    for r in found])  # fmt: skip
         return 0
     out.table(
-        [(r.pid or "-", out.local(r.since), size(r.bytes), ", ".join(f"v{v}" for v in r.versions), r.command or "(read only)") for r in found],
+        [
+            (
+                r.pid or "-",
+                out.local(r.since),
+                size(r.bytes),
+                ", ".join(f"v{v}" for v in r.versions),
+                r.command or "(read only)",
+            )
+            for r in found
+        ],
         right=(0, 2),
     )
     return 0
@@ -656,7 +705,9 @@ def import_(args: argparse.Namespace) -> int:
         manifest = cio.read_manifest(source)
         pickled = [e["key"] for e in manifest["objects"] if e["kind"] == "pickle"]
         if pickled and not args.allow_pickle:
-            raise Fail(f"{len(pickled)} pickled objects, such as {safe(pickled[0])!r}: --allow-pickle loads them, which runs their code; nothing was imported")
+            raise Fail(
+                f"{len(pickled)} pickled objects, such as {safe(pickled[0])!r}: --allow-pickle loads them, which runs their code; nothing was imported"
+            )
         with _open(args, "a") as store:
             version = cio.import_objects(store, source, manifest, args.message, args.force, args.batch)
     n, total = len(manifest["objects"]), sum(e["size"] for e in manifest["objects"])

@@ -42,7 +42,7 @@ FORMAT = "pagestone-export"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 EXTENSION = {"array": ".npy", "bytes": ".bin", "plain": ".json", "pickle": ".pkl"}
-_IN_MEMORY = 64 << 20  # longer bytes objects go through a temporary file
+IN_MEMORY = 64 << 20  # longer bytes objects go through a temporary file
 
 Piece = Any  # bytes or memoryview
 
@@ -74,7 +74,7 @@ def pickle_pieces(content: memoryview) -> list[Piece]:
     buffers = iter(content[lo : lo + length] for lo, length in where)
     pieces: list[Piece] = []
     kept = 0  # the stream is copied up to here
-    ops = [(op.name, pos) for op, _, pos in pickletools.genops(bytes(stream))
+    ops = [(op.name, at or 0) for op, _, at in pickletools.genops(bytes(stream))
            if op.name in ("FRAME", "NEXT_BUFFER", "READONLY_BUFFER")]  # fmt: skip
     for i, (name, pos) in enumerate(ops):
         pieces.append(stream[kept:pos])
@@ -187,13 +187,13 @@ class _Hashing(io.RawIOBase):
 
 class _TarSink:
     def __init__(self, f: IO[bytes], mtime: float, stream: bool):
-        self._tar = tarfile.open(fileobj=f, mode="w|" if stream else "w", copybufsize=CHUNK)  # type: ignore[call-overload]
+        self._tar = tarfile.open(fileobj=f, mode="w|" if stream else "w", copybufsize=CHUNK)  # type: ignore[call-overload]  # noqa: SIM115
         self._mtime = int(mtime)
 
     def add(self, name: str, b: Blob, bar: Progress, digest: Any) -> None:
         member = tarfile.TarInfo(name)
         member.size, member.mtime, member.mode = b.n_bytes, self._mtime, 0o644
-        self._tar.addfile(member, _Hashing(b, bar, digest))  # type: ignore[arg-type]
+        self._tar.addfile(member, _Hashing(b, bar, digest))
 
     def close(self) -> None:
         self._tar.close()
@@ -281,14 +281,16 @@ def export(snapshot: Any, target: str, about: dict[str, Any], force: bool) -> di
 def safe_name(name: Any) -> str:
     """`name` if it is a relative path that stays below its root."""
     if not isinstance(name, str) or "\0" in name or any(p in ("", ".", "..") for p in name.split("/")):
-        raise Fail(f"the manifest names the file {name!r}, which may lie outside the export: it is damaged or malicious")
+        raise Fail(
+            f"the manifest names the file {name!r}, which may lie outside the export: it is damaged or malicious"
+        )
     return name
 
 
 class _TarSource:
     def __init__(self, f: IO[bytes]):
         try:
-            self._tar = tarfile.open(fileobj=f, mode="r:*")
+            self._tar = tarfile.open(fileobj=f, mode="r:*")  # noqa: SIM115
         except tarfile.TarError as e:
             raise Fail(f"it is no tar file ({e}): give a tar file or a directory that export wrote") from None
 
@@ -358,17 +360,20 @@ def read_manifest(source: Any) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Fail(f"{MANIFEST} is not one of an export")
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise Fail(f"the export has format version {manifest.get('format_version')!r}, known is {FORMAT_VERSION}: upgrade pagestone")
+        raise Fail(
+            f"the export has format version {manifest.get('format_version')!r}, known is {FORMAT_VERSION}: upgrade pagestone"
+        )
     objects = manifest.get("objects")
     seen: set[str] = set()
-    for e in objects if isinstance(objects, list) else [None]:
-        fields = {**_FIELDS, **(_ARRAY_FIELDS if isinstance(e, dict) and e.get("kind") == "array" else {})}
-        if not isinstance(e, dict) or any(type(e.get(f)) is not t for f, t in fields.items()):
+    for entry in objects if isinstance(objects, list) else [None]:
+        is_array = isinstance(entry, dict) and entry.get("kind") == "array"
+        fields = {**_FIELDS, **(_ARRAY_FIELDS if is_array else {})}
+        if not isinstance(entry, dict) or any(type(entry.get(f)) is not t for f, t in fields.items()):
             raise Fail(f"{MANIFEST} has a malformed entry: export again")
-        if e["kind"] not in EXTENSION or e["size"] < 0 or e["key"] in seen:
-            raise Fail(f"{MANIFEST} has a malformed or doubled entry for {safe(e['key'])!r}: export again")
-        seen.add(e["key"])
-        safe_name(e["file"])
+        if entry["kind"] not in EXTENSION or entry["size"] < 0 or entry["key"] in seen:
+            raise Fail(f"{MANIFEST} has a malformed or doubled entry for {safe(entry['key'])!r}: export again")
+        seen.add(entry["key"])
+        safe_name(entry["file"])
     return manifest
 
 
@@ -437,7 +442,7 @@ def read_array(f: Any, t: Any, key: str, sparse: bool = False, expect: dict[str,
 @contextlib.contextmanager
 def as_buffer(f: Any, n: int) -> Iterator[Any]:
     """The `n` bytes of a stream as a buffer; many of them by way of a temporary file, so that memory stays bounded."""
-    if n <= _IN_MEMORY:
+    if n <= IN_MEMORY:
         memory = bytearray(n)
         f.readinto(memoryview(memory))
         yield memory
@@ -468,11 +473,15 @@ def _import_one(source: Any, t: Any, e: dict[str, Any], bar: Progress) -> None:
                 t[key] = data
             elif kind == "plain":
                 t[key] = from_json(json.loads(bytes(data)))
+                if t._info(key)["kind"] == "pickle":
+                    raise ValueError("it is nested too deeply for a plain value")
             else:
                 t[key] = pickle.loads(data)
 
 
-def import_objects(store: Any, source: Any, manifest: dict[str, Any], message: str | None, force: bool, batch: int) -> int:
+def import_objects(
+    store: Any, source: Any, manifest: dict[str, Any], message: str | None, force: bool, batch: int
+) -> int:
     """Put every object of the export into the store, in one transaction or in batches; returns the newest version."""
     objects = manifest["objects"]
     step = batch or max(1, len(objects))
@@ -484,12 +493,14 @@ def import_objects(store: Any, source: Any, manifest: dict[str, Any], message: s
                     key = e["key"]
                     if key in t:
                         if not force:
-                            raise Fail(f"{safe(key)} exists in the store: replace what is there with -f, or import into a new store")
+                            raise Fail(
+                                f"{safe(key)} exists in the store: replace what is there with -f, or import into a new store"
+                            )
                         del t[key]
                     try:
                         _import_one(source, t, e, bar)
                     except FileNotFoundError:
-                        raise Fail(f"{safe(e['file'])} is missing in the export: nothing of it was imported") from None
+                        raise Fail(f"{safe(e['file'])} is missing in the export: export again") from None
                     except (ValueError, EOFError, pickle.UnpicklingError) as err:
                         raise Fail(f"{safe(key)} ({safe(e['file'])}): {err}; export again") from err
                 version = t.commit()

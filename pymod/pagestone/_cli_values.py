@@ -174,7 +174,10 @@ def read_npy_header(f: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], str, 
     try:
         head = ast.literal_eval(read_exactly(f, n).decode("utf-8" if start[6] == 3 else "latin1").strip())
         shape, fortran = head["shape"], head["fortran_order"]
-        if not (isinstance(shape, tuple) and all(type(k) is int and k >= 0 for k in shape)) or type(fortran) is not bool:
+        if (
+            not (isinstance(shape, tuple) and all(type(k) is int and k >= 0 for k in shape))
+            or type(fortran) is not bool
+        ):
             raise ValueError("shape or order")
         dtype = np.lib.format.descr_to_dtype(head["descr"])
     except ValueError as e:
@@ -194,7 +197,7 @@ def memory_of(a: np.ndarray[Any, Any]) -> memoryview:
     if a.nbytes == 0:
         return memoryview(b"")
     flat = a.reshape(-1) if a.flags.c_contiguous else a.T.reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return memoryview(flat.view(np.uint8))  # type: ignore[arg-type]
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -209,11 +212,13 @@ def _cell(v: Any) -> Any:
 def csv_rows(a: np.ndarray[Any, Any], key: str) -> Iterator[list[Any]]:
     """Rows of at most two dimensions; of a structured array first the names. A chunk of rows is in memory at a time."""
     if a.ndim > 2 or (a.ndim == 2 and a.dtype.names):
-        raise Fail(f"{key} has {a.ndim} dimensions: CSV has rows and columns; use --format npy, or pick a slice in Python")
+        raise Fail(
+            f"{key} has {a.ndim} dimensions: CSV has rows and columns; use --format npy, or pick a slice in Python"
+        )
     if a.dtype.names:
         yield list(a.dtype.names)
         for name in a.dtype.names:
-            field = a.dtype.fields[name][0]  # type: ignore[index]
+            field = a.dtype[name]
             if field.names or field.subdtype:
                 raise Fail(f"{key} has the nested field {name!r}, which CSV cannot show: use --format npy")
     rows = np.atleast_1d(a)
@@ -248,7 +253,7 @@ def _typed(column: list[str]) -> np.ndarray[Any, Any]:
     text = np.array([c.strip() for c in column])
     filled = [c for c in text.tolist() if c]
     if filled and all(c in ("True", "False") for c in filled) and len(filled) == len(column):
-        return text == "True"
+        return np.array([c == "True" for c in filled])
     if not filled or not all(_number(c) for c in filled):
         return np.array(column) if column else np.array([], "f8")
     if len(filled) == len(column):
