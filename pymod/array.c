@@ -153,7 +153,15 @@ static PyObject *array_wrap(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O!|Op:__array_wrap__", &PyArray_Type, &r, &context, &scalar)) return NULL;
     if (scalar < 0) scalar = PyArray_NDIM((PyArrayObject *)r) == 0; /* NumPy 1.x leaves it to us */
     Py_INCREF(r);
-    return r == self ? r : plain_result(r, scalar); /* self: it was the ufunc's out= */
+    if (r == self) return r; /* it was the ufunc's out= */
+    ProvObject *p = array_prov(self);
+    if (p && !array_check(r) && inside(p, (PyArrayObject *)r)) { /* squeeze() comes here with a view */
+        PyObject *v = PyArray_View((PyArrayObject *)r, NULL, core.array_type);
+        Py_DECREF(r);
+        if (v && !array_extra(v)->prov) array_extra(v)->prov = (ProvObject *)Py_NewRef((PyObject *)p);
+        return v;
+    }
+    return plain_result(r, scalar);
 }
 
 static PyObject *array_subscript(PyObject *self, PyObject *index)

@@ -181,7 +181,9 @@ def test_malformed_keys(store, key):
     assert store.version == 0
 
 
-@pytest.mark.parametrize("key", ["a", "é" * 125, "x" * 250, "/".join(["y" * 204] * 5), "a.b", "...", " ", "a\nb", "\U0001f600"])
+@pytest.mark.parametrize(
+    "key", ["a", "é" * 125, "x" * 250, "/".join(["y" * 204] * 5), "a.b", "...", " ", "a\nb", "\U0001f600"]
+)
 def test_well_formed_keys(store, key):
     store[key] = key
     assert store[key] == key
