@@ -14,7 +14,8 @@
 #include "libshm/platform/mem.h"
 
 #define FOLD_AT 512u
-#define ARENA_BLOCK 16384u
+#define ARENA_BLOCK 8192u
+#define ARENA_FIRST 992u /* enough for a small commit, and a size that malloc keeps at hand */
 
 /* --- arena: bytes of changed messages; all go at a fold or at close ------------------------------------------------------- */
 struct block {
@@ -39,7 +40,7 @@ static void arena_clear(struct pgs__arena *a, bool keep_one)
 static void *arena_alloc(struct pgs__arena *a, size_t n)
 {
     if (!a->head || a->head->size - a->head->used < n) {
-        size_t size = n > ARENA_BLOCK ? n : ARENA_BLOCK;
+        size_t least = a->head ? ARENA_BLOCK : ARENA_FIRST, size = n > least ? n : least;
         struct block *b = pgs__malloc(sizeof *b + size);
         if (!b) return NULL;
         *b = (struct block){.next = a->head, .size = size};
@@ -85,6 +86,21 @@ static int key_cmp(const void *a, size_t a_len, const void *b, size_t b_len)
     return c ? c : (a_len > b_len) - (a_len < b_len);
 }
 
+/* The first 8 bytes as a number that orders like them; zeros follow a shorter key, so equal prefixes say nothing. */
+static uint64_t key_prefix(const uint8_t *key, size_t len)
+{
+    if (PGS_LIKELY(len >= 8)) return pgs__get_be64(key);
+    uint64_t v = 0;
+    for (size_t i = 0; i < len; i++) v |= (uint64_t)key[i] << (56 - 8 * i);
+    return v;
+}
+
+static int msg_cmp(const struct pgs__msg *g, uint64_t prefix, const void *key, size_t len)
+{
+    if (g->prefix != prefix) return g->prefix < prefix ? -1 : 1;
+    return key_cmp(g->key, g->key_len, key, len);
+}
+
 static size_t msg_size(const struct pgs__msg *g)
 {
     return 4u + g->key_len + (g->val_len == PGS__MSG_DELETED ? 0u : g->val_len);
@@ -100,6 +116,7 @@ static int parse_message(struct pgs__msg *g, const uint8_t *p, size_t left, stru
         return pgs__fail_corrupt(err, "the head record", "a message of %u + %u bytes does not fit", key_len, val_len);
     *g = (struct pgs__msg){.key = p + 4,
                            .val = p + 4 + key_len,
+                           .prefix = key_prefix(p + 4, key_len),
                            .key_len = key_len,
                            .val_len = val_len,
                            .fresh = (raw & PGS__MSG_FRESH) != 0};
@@ -113,7 +130,7 @@ static int parse_messages(struct pgs__meta *m, const uint8_t *p, struct pgs_erro
         struct pgs__msg *g = &m->msgs[i];
         int rc = parse_message(g, p, left, err);
         if (rc) return rc;
-        if (i > 0 && key_cmp(g[-1].key, g[-1].key_len, g->key, g->key_len) >= 0)
+        if (i > 0 && msg_cmp(&g[-1], g->prefix, g->key, g->key_len) >= 0)
             return pgs__fail_corrupt(err, "the head record", "messages are out of order");
         p += msg_size(g);
         left -= msg_size(g);
@@ -182,10 +199,11 @@ void pgs__meta_close(struct pgs__meta *m)
 static size_t msg_lower(const struct pgs__meta *m, const void *key, size_t len, bool *equal)
 {
     size_t lo = 0, hi = m->n_msgs;
+    uint64_t prefix = key_prefix(key, len);
     *equal = false;
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
-        int c = key_cmp(m->msgs[mid].key, m->msgs[mid].key_len, key, len);
+        int c = msg_cmp(&m->msgs[mid], prefix, key, len);
         if (c == 0) {
             *equal = true;
             return mid;
@@ -219,6 +237,7 @@ static int msg_bytes_of(struct pgs__meta *m, const void *key, size_t len, const 
     if (val_len) memcpy(p + len, val, val_len);
     g->key = p;
     g->val = p + len;
+    g->prefix = key_prefix(p, len);
     g->key_len = (uint16_t)len;
     return 0;
 }

@@ -18,6 +18,7 @@
 
 struct pgs__msg { /* key and value bytes live in the record page (readers) or in `arena` (writers) */
     const uint8_t *key, *val;
+    uint64_t prefix;           /* the key's first 8 bytes, big-endian: decides most comparisons */
     uint16_t key_len, val_len; /* val_len PGS__MSG_DELETED: deleted */
     bool fresh;                /* the tree holds no such key */
 };
