@@ -1,6 +1,10 @@
 /* Pagestone | tests/unit/test_commit — the driver of root switches: what a commit writes, frees, keeps and survives.
  * SPDX-License-Identifier: Apache-2.0
  */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <sys/mount.h>
+
 #include "tests/unit/commit_fixture.h"
 
 #include "libshm/platform/file.h"
@@ -280,6 +284,100 @@ TEST(failing_writes_and_memory_leave_the_old_state)
         }
     CHECK(failed > 5);
     CHECK_OK(put(s, "a", PGS_KIND_BYTES, 5, 10000));
+    check_store(s);
+    pgs__session_unref(s);
+}
+
+TEST(a_process_killed_inside_a_commit_leaves_the_old_state_or_the_new)
+{
+    static const char *const points[] = {"commit_locked",  "commit_written",     "super_write",   "ctl_stage_half",
+                                         "before_publish", "ctl_publish_before", "after_publish", "commit_unlocked"};
+    struct pgs__session *s = memory_store(0, PGS_HIST_COUNT, 2);
+    uint64_t seed = 1, killed = 0;
+    CHECK_OK(put(s, "a", PGS_KIND_BYTES, seed, 3000000));
+    for (size_t i = 0; i < 3 * PGS_ARRAY_LEN(points); i++) {
+        int status;
+        pid_t pid = fork();
+        if (pid == 0) {
+            setenv("PAGESTONE_KILL", points[i % PGS_ARRAY_LEN(points)], 1);
+            _exit(put(s, "a", PGS_KIND_BYTES, seed + 1, 3000000) != 0);
+        }
+        CHECK_EQ(waitpid(pid, &status, 0), pid);
+        if (WIFSIGNALED(status))
+            killed++;
+        else
+            CHECK_EQ(status, 0);
+        struct pgs__root root;
+        struct pgs__commit c;
+        CHECK_OK(pgs__commit_begin(&c, s, NULL, &err)); /* repairs */
+        root = c.base;
+        pgs__commit_abandon(&c);
+        struct pgs__tree t = pgs__root_catalog(s, &root);
+        struct pgs__object o;
+        CHECK_OK(pgs__object_find(s, &t, "a", 1, &o, &err));
+        uint8_t first;
+        CHECK_OK(pgs__content_read(&s->pf, &o.content, 0, &first, 1, &err));
+        if (first == pattern(seed + 1, 0)) seed++;
+        check_bytes(s, &root, "a", seed, 3000000);
+        (void)pgs__sweep(s, true);
+        for (uint64_t k = 0; k < 64; k++) CHECK_EQ(pgs__owner_of(&s->ctl, k), 0);
+        check_store(s);
+    }
+    CHECK(killed >= 18);
+    CHECK(seed >= 3);
+    pgs__session_unref(s);
+}
+
+/* --- a small file system ---------------------------------------------------------------------------------------------------------------------- */
+static char mount_dir[] = "/tmp/pagestone-commit-XXXXXX";
+static void unmount_dir(void)
+{
+    umount2(mount_dir, MNT_DETACH);
+    rmdir(mount_dir);
+}
+static void mount_small(const char *options)
+{
+    CHECK(mkdtemp(mount_dir));
+    /* a mount namespace of our own: a test that dies leaves no mount behind */
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("pagestone-test", mount_dir, "tmpfs", 0, options) != 0) {
+        rmdir(mount_dir);
+        SKIP("mounting a tmpfs is not permitted");
+    }
+    atexit(unmount_dir);
+}
+TEST(a_full_file_system_is_an_error_and_can_be_emptied)
+{
+    char path[64], key[32];
+    struct pgs_options opt = {.mode = PGS_MODE_A, .history = PGS_HIST_COUNT, .history_value = 0};
+    struct pgs__session *s;
+    uint64_t freed;
+    int n = 0, rc = 0;
+    mount_small("size=24m");
+    snprintf(path, sizeof path, "%s/store.ps", mount_dir);
+    CHECK_OK(pgs__session_open(path, &opt, &s, &err));
+    CHECK_OK(pgs__settings_apply(s, NULL, &opt, &err));
+    for (uint64_t size = 700000; size >= 50; size = size / 5)
+        for (rc = 0; rc == 0 && n < 3000;) {
+            snprintf(key, sizeof key, "k%04d", n);
+            rc = put(s, key, PGS_KIND_BYTES, (uint64_t)n, size);
+            if (rc == 0) n++;
+        }
+    CHECK_EQ(rc, -PGS_EFULL);
+    check_store(s);
+    fprintf(stderr, "    %d objects\n", n);
+    for (int i = 0; i < 12; i++) {
+        snprintf(key, sizeof key, "k%04d", i);
+        rc = del(s, key);
+        if (rc == -PGS_EFULL) {
+            CHECK_OK(pgs__make_room(s, NULL, 1, &freed, &err));
+            rc = del(s, key);
+        }
+        CHECK_OK(rc);
+    }
+    CHECK_OK(pgs__make_room(s, NULL, 1, &freed, &err));
+    CHECK_OK(put(s, "again", PGS_KIND_BYTES, 4, 4000000));
+    check_head_bytes(s, "again", 4, 4000000);
     check_store(s);
     pgs__session_unref(s);
 }

@@ -357,6 +357,28 @@ TEST(a_record_that_does_not_decode_is_found)
     pgs__session_unref(s);
 }
 
+TEST(it_is_exact_while_another_process_commits)
+{
+    struct pgs__session *s = memory_store(0, PGS_HIST_COUNT, 3);
+    CHECK_OK(put(s, "k0", PGS_KIND_ARRAY, 1, 100000));
+    pid_t pid = fork();
+    if (pid == 0) {
+        char key[8];
+        for (uint64_t i = 0; i < 100000; i++) {
+            snprintf(key, sizeof key, "k%d", (int)(i % 7));
+            if (put(s, key, i & 1 ? PGS_KIND_ARRAY : PGS_KIND_BYTES, i, 40 + 30000 * (i % 5))) _exit(1);
+        }
+        _exit(0);
+    }
+    uint64_t first = record_of(s).gen;
+    for (int i = 0; i < 60 || record_of(s).gen < first + 200; i++)
+        check_store(s); /* the test's time limit ends it otherwise */
+    CHECK_EQ(kill(pid, SIGKILL), 0);
+    CHECK_EQ(waitpid(pid, NULL, 0), pid);
+    check_store(s);
+    pgs__session_unref(s);
+}
+
 int main(int argc, char **argv)
 {
     return run_tests(argc, argv);
