@@ -45,8 +45,10 @@ struct watch {
     uint32_t file;
     int fd; /* our own description, read only */
     uint8_t *shadow;
+    uint8_t *used; /* [block]: the shadow may hold something other than zeros there */
     struct watch *next;
 };
+#define WATCH_BLOCK (16 * PGS_PAGE_SIZE)
 
 static struct {
     const struct pgs__file_ops *below;
@@ -215,11 +217,22 @@ static void read_zero_filled(int fd, uint8_t *buf, size_t n, uint64_t off)
     memset(buf + done, 0, n - done);
 }
 
+/* Where the file's data goes on at or after `off`: a control file is 128 MiB of holes. */
+static uint64_t next_data(int fd, uint64_t off)
+{
+    off_t at = lseek(fd, (off_t)off, SEEK_DATA);
+    return at >= 0 ? (uint64_t)at : errno == ENXIO ? UINT64_MAX : off;
+}
+
 static void watch_compare(struct watch *w)
 {
-    uint8_t buf[16 * PGS_PAGE_SIZE];
+    uint8_t buf[WATCH_BLOCK];
+    uint64_t data = 0; /* holes from where we looked last up to here */
     for (size_t at = 0; at < w->len; at += sizeof buf) {
         size_t n = pgs__min_u64(sizeof buf, w->len - at);
+        if (data <= w->off + at) data = next_data(w->fd, w->off + at);
+        if (data >= w->off + at + n && !w->used[at / WATCH_BLOCK]) continue;
+        w->used[at / WATCH_BLOCK] = 1;
         read_zero_filled(w->fd, buf, n, w->off + at);
         for (size_t i = 0; i < n; i += PGS_PAGE_SIZE) {
             uint8_t *old = w->shadow + at + i;
@@ -244,13 +257,27 @@ static void watch_add(uint8_t *addr, size_t len, uint64_t off, uint32_t file, in
     pgs__proc_fd_path(path, fd);
     *w = (struct watch){.addr = addr, .len = len, .off = off, .file = file, .next = rec.watches};
     w->fd = open(path, O_RDONLY | O_CLOEXEC); /* a fresh description: a dup would keep OFD locks alive */
-    w->shadow = malloc(len);
-    PGS_BUG_ON(w->fd < 0 || !w->shadow);
-    if (shadow)
-        memcpy(w->shadow, shadow, len);
-    else
-        read_zero_filled(fd, w->shadow, len, off);
+    w->shadow = calloc(1, len);
+    w->used = calloc(1, len / WATCH_BLOCK + 1);
+    PGS_BUG_ON(w->fd < 0 || !w->shadow || !w->used);
+    for (size_t at = 0; at < len; at += WATCH_BLOCK) {
+        size_t n = pgs__min_u64(WATCH_BLOCK, len - at);
+        if (!shadow && next_data(w->fd, off + at) >= off + at + n) continue;
+        w->used[at / WATCH_BLOCK] = 1;
+        if (shadow)
+            memcpy(w->shadow + at, shadow + at, n);
+        else
+            read_zero_filled(w->fd, w->shadow + at, n, off + at);
+    }
     rec.watches = w;
+}
+
+static void watch_free(struct watch *w)
+{
+    close(w->fd);
+    free(w->shadow);
+    free(w->used);
+    free(w);
 }
 
 /* [addr, addr+len) is no longer a writable mapping: log its last stores, keep watching what lies beside it. */
@@ -268,9 +295,7 @@ static void watch_end(const uint8_t *addr, size_t len)
         size_t head = (size_t)(lo - w->addr), tail = (size_t)(w->addr + w->len - hi), skip = w->len - tail;
         if (head) watch_add(w->addr, head, w->off, w->file, w->fd, w->shadow);
         if (tail) watch_add(w->addr + skip, tail, w->off + skip, w->file, w->fd, w->shadow + skip);
-        close(w->fd);
-        free(w->shadow);
-        free(w);
+        watch_free(w);
         at = &rec.watches; /* the new ones lie outside the range */
     }
 }
@@ -282,10 +307,12 @@ static void watch_file_changed(uint32_t file, uint64_t off, uint64_t len, bool b
         uint64_t lo = pgs__max_u64(off, w->off), hi = off > UINT64_MAX - len ? UINT64_MAX : off + len;
         hi = pgs__min_u64(hi, w->off + w->len);
         if (w->file != file || lo >= hi) continue;
-        if (before)
+        if (before) {
             watch_compare(w);
-        else
+        } else {
+            for (size_t b = (lo - w->off) / WATCH_BLOCK; b <= (hi - 1 - w->off) / WATCH_BLOCK; b++) w->used[b] = 1;
             read_zero_filled(w->fd, w->shadow + (lo - w->off), hi - lo, lo);
+        }
     }
 }
 
@@ -544,9 +571,7 @@ void pgs__record_stop(void)
     while (rec.watches) {
         struct watch *w = rec.watches;
         rec.watches = w->next;
-        close(w->fd);
-        free(w->shadow);
-        free(w);
+        watch_free(w);
     }
     rec_unlock();
     pgs__file_ops = rec.below;

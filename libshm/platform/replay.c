@@ -197,6 +197,7 @@ static int apply_write(struct replayer *rp, size_t i)
 {
     const struct pgs__rec *r = &rp->log->recs[i];
     bool torn = rp->how->tear_unit && i + 1 == rp->how->n_records;
+    if (!torn && (!rp->how->lossy || i < rp->durable[r->file])) return put(rp->fds[r->file], r->data, r->len, r->off);
     uint32_t unit = torn ? rp->how->tear_unit : PGS_PAGE_SIZE;
     int rc = 0;
     for (uint64_t at = 0, n; rc == 0 && at < r->len; at += n) {
@@ -215,9 +216,13 @@ static int apply_zero(struct replayer *rp, size_t i)
     struct stat st;
     if (fstat(rp->fds[r->file], &st) < 0) return -errno;
     uint64_t end = pgs__min_u64(r->off + r->len, (uint64_t)st.st_size); /* punching never extends */
+    bool whole = !rp->how->lossy || i < rp->durable[r->file];           /* then in one call, if the file system can */
     int rc = 0;
     for (uint64_t off = r->off, n; rc == 0 && off < end; off += n) {
         n = pgs__min_u64(end - off, PGS_PAGE_SIZE - off % PGS_PAGE_SIZE);
+        if (whole && fallocate(rp->fds[r->file], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off,
+                               (off_t)(end - off)) == 0)
+            break;
         if (!reached(rp, i, r->file, off >> PGS_PAGE_SHIFT)) continue;
         if (fallocate(rp->fds[r->file], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)n) < 0)
             rc = put(rp->fds[r->file], zeros, n, off);
