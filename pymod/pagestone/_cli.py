@@ -134,21 +134,22 @@ def _upkeep(add: _Commands) -> None:
     p.add_argument("--timeout", type=float, default=10, metavar="S", help="longest wait for each look (default: 10)")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each command."""
     parser = _Parser(
         prog="pagestone",
         description="Look into and change Pagestone stores.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--version", dest="show_version", action="store_true", help="print the version")
     sub = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=_Parser)
     add = _Commands(sub)
     _reading(add)
     _writing(add)
     _versions(add)
     _upkeep(add)
-    return parser
+    return parser, sub.choices
 
 
 def _explain(e: BaseException) -> str:
@@ -173,14 +174,17 @@ def _close_stdout() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.version:
-        from . import __version__
+    parser, commands = make_parser()
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in commands:  # by itself, so that options may stand between and behind the arguments
+        args = commands[words[0]].parse_intermixed_args(words[1:])
+    else:
+        args = parser.parse_args(words)
+        if args.show_version:
+            from . import __version__
 
-        print(f"pagestone {__version__}")
-        return 0
-    if not hasattr(args, "command"):
+            print(f"pagestone {__version__}")
+            return 0
         parser.print_help(sys.stderr)
         return 2
     try:

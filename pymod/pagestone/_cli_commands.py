@@ -448,6 +448,8 @@ def cp_mv(args: argparse.Namespace) -> int:
         pairs = _pairs(t, args)
         for a, b in pairs:
             if args.command == "mv":
+                if b in t:
+                    del t[b]
                 t.move(a, b)
             else:
                 t.copy(a, b)

@@ -122,6 +122,23 @@ def _is_zero(chunk: memoryview) -> bool:
     return not np.frombuffer(chunk, np.uint8).any()
 
 
+def _write(f: IO[bytes], chunk: memoryview) -> None:
+    """All of it: with PYTHONUNBUFFERED stdout is a raw file, whose writes may be short."""
+    while chunk:
+        chunk = chunk[f.write(chunk) :]
+
+
+class _Whole:
+    """What tarfile writes to, likewise."""
+
+    def __init__(self, f: IO[bytes]):
+        self._f = f
+
+    def write(self, data: bytes) -> int:
+        _write(self._f, memoryview(data))
+        return len(data)
+
+
 def write_blob(f: IO[bytes], b: Blob, bar: Progress, digest: Any = None, holes: bool = False) -> None:
     """Write to `f`; with `holes` zeros of sparse arrays are left out (`f` is an empty file)."""
     for chunk in chunks(b.pieces):
@@ -130,7 +147,7 @@ def write_blob(f: IO[bytes], b: Blob, bar: Progress, digest: Any = None, holes: 
         if holes and b.sparse and _is_zero(chunk):
             f.seek(len(chunk), os.SEEK_CUR)
         else:
-            f.write(chunk)
+            _write(f, chunk)
         bar.step(len(chunk))
     if holes and b.sparse:
         f.truncate(b.n_bytes)
@@ -186,7 +203,7 @@ class _Hashing(io.RawIOBase):
 
 
 class _TarSink:
-    def __init__(self, f: IO[bytes], mtime: float, stream: bool):
+    def __init__(self, f: Any, mtime: float, stream: bool):
         self._tar = tarfile.open(fileobj=f, mode="w|" if stream else "w", copybufsize=CHUNK)  # type: ignore[call-overload]  # noqa: SIM115
         self._mtime = int(mtime)
 
@@ -263,7 +280,7 @@ def export(snapshot: Any, target: str, about: dict[str, Any], force: bool) -> di
     """Export to ``-`` (a tar on stdout), a file ``*.tar``, or a directory."""
     mtime = snapshot.time.timestamp()
     if target == "-":
-        return export_to(_TarSink(sys.stdout.buffer, mtime, True), snapshot, about)
+        return export_to(_TarSink(_Whole(sys.stdout.buffer), mtime, True), snapshot, about)
     if not target.endswith(".tar") or os.path.isdir(target):
         return export_to(_DirSink(target), snapshot, about)
     if os.path.lexists(target) and not force:
