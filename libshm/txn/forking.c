@@ -1,10 +1,10 @@
 /* Pagestone | txn/forking — what fork does to sessions, before fork returns.
  * SPDX-License-Identifier: Apache-2.0
  *
- *     prepare   all locks that a child would find locked for ever: registry, fresh memories, pin tables, sweeper. Then for each session a slot for the child: opened, locked and
+ *     prepare   all locks that a child would find locked for ever: registry, space, fresh memories, pin tables, sweeper. Then for each session a slot for the child: opened, locked and
  *               mapped without MADV_DONTFORK, the pins copied, pin_moves raised
  *     parent    unmaps the child's slot lock (the child's copy of the mapping keeps it; if fork failed nobody does, and the slot is swept like a dead one's), unlocks
- *     child     MADV_DONTFORK, takes over the slot; transactions and meta pins of the parent are not its own; new mutexes; fresh memory turns private
+ *     child     MADV_DONTFORK, takes over the slot; transactions and meta pins of the parent are not its own; fresh memory turns private; unlocks
  *
  * Nothing here may allocate, use stdio, or fail (HAZARDS 36). Where the page file cannot be opened again (setuid, EMFILE) or the table is full: the spare slot,
  * locked in advance, whose mapping is let through this one fork; and when that is used up a family slot, shared with the parent: alive until both are gone. In a family each process
@@ -30,10 +30,6 @@ static void raw_lock(struct pgs__mutex *m)
 static void raw_unlock(struct pgs__mutex *m)
 {
     PGS_BUG_ON(pthread_mutex_unlock(&m->m) != 0);
-}
-static void raw_renew(struct pgs__mutex *m)
-{
-    PGS_BUG_ON(pthread_mutex_init(&m->m, NULL) != 0);
 }
 
 /* --- prepare ------------------------------------------------------------------------------------------------------------- */
@@ -117,6 +113,7 @@ static void prepare_one(struct pgs__session *s)
 static void prepare(void)
 {
     raw_lock(&pgs__registry_mx);
+    for (struct pgs__session *s = pgs__registry; s; s = s->next) raw_lock(&s->space_mx);
     pgs__mem_fork_prepare();
     for (struct pgs__session *s = pgs__registry; s; s = s->next) raw_lock(&s->pins_mx);
     raw_lock(&pgs__sweep_mx);
@@ -156,6 +153,7 @@ static void parent(void)
         raw_unlock(&s->pins_mx);
     }
     pgs__mem_fork_parent();
+    for (struct pgs__session *s = pgs__registry; s; s = s->next) raw_unlock(&s->space_mx);
     raw_unlock(&pgs__registry_mx);
 }
 
@@ -208,19 +206,20 @@ static void child_one(struct pgs__session *s)
     s->meta_readers = 0;
     f->how = PGS__FORK_NONE;
     atomic_fetch_add(&s->fork_count, 1);
-    raw_renew(&s->pins_mx);
-    raw_renew(&s->space_mx);
 }
 
+/* The thread that forked is the child's only one, and what it locked it may unlock. */
 static void child(void)
 {
-    raw_renew(&pgs__sweep_mx);
-    if (active) {
-        pgs__session_found_again();
-        for (struct pgs__session *s = pgs__registry; s; s = s->next) child_one(s);
+    raw_unlock(&pgs__sweep_mx);
+    if (active) pgs__session_found_again();
+    for (struct pgs__session *s = pgs__registry; s; s = s->next) {
+        if (active) child_one(s);
+        raw_unlock(&s->pins_mx);
     }
     pgs__mem_fork_child();
-    raw_renew(&pgs__registry_mx);
+    for (struct pgs__session *s = pgs__registry; s; s = s->next) raw_unlock(&s->space_mx);
+    raw_unlock(&pgs__registry_mx);
 }
 
 int pgs__forking_init(void)

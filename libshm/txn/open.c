@@ -288,6 +288,7 @@ static bool control_writable(struct pgs__opening *o)
 {
     int fd = pgs__file_ops->openat(o->dir_fd, PGS__CONTROL_NAME, O_RDWR, 0);
     if (fd >= 0) pgs__file_ops->close(fd);
+    if (fd == -ENOENT) return faccessat(o->dir_fd, ".", W_OK, AT_EACCESS) == 0; /* it would have to be made */
     return fd != -EACCES && fd != -EPERM && fd != -EROFS;
 }
 

@@ -94,7 +94,8 @@ int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_op
                              struct pgs_error *err);
 size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap); /* of a store with a path: the path */
 struct pgs__session *pgs__session_ref(struct pgs__session *s);
-void pgs__session_unref(struct pgs__session *s); /* last one: barrier for "ordered", superblock clean, slot released */
+/* Accepts NULL. The last one: barrier for "ordered" and "none" on disk, superblock clean, slot released. It takes REGISTRY and COMMIT: it is an error to hold a lock here. */
+void pgs__session_unref(struct pgs__session *s);
 /* This process's state was inherited through fork and the hooks did not run (raw clone): -PGS_EFORKED. Cheap. */
 int pgs__session_check(struct pgs__session *s, struct pgs_error *err);
 
