@@ -70,7 +70,7 @@ uint64_t pgs_view_size(const pgs_view *v)
 
 uint64_t pgs_view_gen(const pgs_view *v)
 {
-    return v->pin.index == UINT32_MAX ? 0 : v->pin.gen;
+    return v->pin.gen;
 }
 
 pgs_view *pgs_view_ref(pgs_view *v)

@@ -51,7 +51,8 @@ int pgs_txn_commit(pgs_txn *t, const char *message, uint64_t *version, struct pg
 
 int pgs_txn_conflicts(pgs_txn *t, const struct pgs_conflict **list, size_t *n, uint64_t *version)
 {
-    pgs__mutex_lock(&t->mx);
+    int rc = pgs__txn_peek(t, NULL);
+    if (rc) return rc;
     *list = t->conflicts;
     *n = t->n_conflicts;
     *version = t->conflict_version;
@@ -61,8 +62,8 @@ int pgs_txn_conflicts(pgs_txn *t, const struct pgs_conflict **list, size_t *n, u
 
 int pgs_txn_landed(pgs_txn *t, const void *key, size_t len, int64_t *first_row, struct pgs_error *err)
 {
-    int rc = 0;
-    pgs__mutex_lock(&t->mx);
+    int rc = pgs__txn_peek(t, err);
+    if (rc) return rc;
     struct pgs__op *op = pgs__op_find(t, key, len);
     if (t->state != PGS__TXN_COMMITTED)
         rc = pgs__fail(err, PGS_EINVAL, "where rows land is known after commit");

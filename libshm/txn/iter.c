@@ -122,8 +122,8 @@ static int export(struct pgs_iter *it, struct pgs_span key, struct pgs_span rec,
         o.content.n_bytes = op->now->a->n_bytes;
         o.content.inline_data = NULL;
         if (o.content.form == PGS__FORM_INLINE) o.content.form = PGS__FORM_MAP;
-        rec = (struct pgs_span){0};
     }
+    if (op && op->now) rec = (struct pgs_span){0}; /* pgs_view_open must not: see pgs__txn_get */
     pgs__object_publish(&o, rec, obj);
     return 0;
 }

@@ -103,6 +103,9 @@ int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const str
                          : pgs__mem_read(&s->pf, &o->content, &mem, err);
     if (rc) return believe(s, pin, rc, err);
     rc = pgs__view_new(s, is_inline ? NULL : pin, &mem, o, out, err);
-    if (rc) pgs__mem_close(&s->pf, &mem);
+    if (rc)
+        pgs__mem_close(&s->pf, &mem);
+    else
+        (*out)->pin.gen = pin->gen; /* also without a pin: handles name the generation */
     return rc;
 }

@@ -51,14 +51,20 @@ static bool forked(const struct pgs_txn *t)
     return atomic_load(&t->s->fork_count) != t->fork_count;
 }
 
-int pgs__txn_lock(struct pgs_txn *t, struct pgs_error *err)
+int pgs__txn_peek(struct pgs_txn *t, struct pgs_error *err)
 {
     /* Before mx: a thread of the parent may have held it at the fork. */
     if (forked(t))
         return pgs__fail(err, PGS_EFORKED, "this transaction was begun by another process: begin one in the child");
-    int rc = pgs__session_check(t->s, err);
-    if (rc) return rc;
     pgs__mutex_lock(&t->mx);
+    return 0;
+}
+
+int pgs__txn_lock(struct pgs_txn *t, struct pgs_error *err)
+{
+    int rc = pgs__session_check(t->s, err);
+    if (rc == 0) rc = pgs__txn_peek(t, err);
+    if (rc) return rc;
     if (t->state == PGS__TXN_OPEN) return 0;
     const char *how = t->state == PGS__TXN_COMMITTED ? "committed"
                       : t->failed                    ? "aborted by a failed commit"

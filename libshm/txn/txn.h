@@ -150,6 +150,7 @@ struct pgs_txn *pgs__txn_ref(struct pgs_txn *t);
 void pgs__txn_unref(struct pgs_txn *t);
 /* Take mx and refuse a finished transaction (PGS_ECLOSED) or one of another process (PGS_EFORKED; then mx is not taken). */
 int pgs__txn_lock(struct pgs_txn *t, struct pgs_error *err);
+int pgs__txn_peek(struct pgs_txn *t, struct pgs_error *err); /* the same for what may be asked after the end */
 void pgs__txn_unlock(struct pgs_txn *t);
 void pgs__txn_finish_locked(struct pgs_txn *t, enum pgs__txn_state state); /* gives everything back; idempotent */
 void pgs__txn_drop_view_locked(struct pgs_txn *t, struct pgs_view *v);

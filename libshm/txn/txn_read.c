@@ -21,7 +21,8 @@ int pgs__txn_get(struct pgs_txn *t, const void *key, size_t len, struct pgs_obje
         rc = pgs__object_lookup(t->s, &t->catalog, key, len, &o, &rec, err);
     } else if (rc == 0) {
         rc = pgs__op_object(t, op, &o, err);
-        rec = pgs__op_record(op);
+        if (!op->now)
+            rec = op->base; /* what is pending has no record that pgs_view_open may use: its pages may be given back */
     }
     if (rc == 0 && op && op->now &&
         op->now->a) { /* the record is behind: the bytes are in memory, the shape may have changed */
@@ -29,7 +30,6 @@ int pgs__txn_get(struct pgs_txn *t, const void *key, size_t len, struct pgs_obje
         o.content.n_bytes = op->now->a->n_bytes;
         o.content.inline_data = NULL;
         if (o.content.form == PGS__FORM_INLINE) o.content.form = PGS__FORM_MAP;
-        rec = (struct pgs_span){0};
     }
     if (rc == 0) pgs__object_publish(&o, rec, out);
     pgs__txn_unlock(t);

@@ -65,7 +65,7 @@ static int commit_as_model(struct writer *w, const uint8_t *base, uint8_t *model
                 memcpy(model + e * size, w->image + e * size, size);
         int64_t row = -1;
         if (w->n_rows && (pgs_txn_landed(w->t, KEY("x"), &row, &err) || (size_t)row != *n_model / size)) return 1;
-        memcpy(model + *n_model, w->rows, w->n_rows * size);
+        if (w->n_rows) memcpy(model + *n_model, w->rows, w->n_rows * size);
         *n_model += w->n_rows * size;
         return 0;
     }
