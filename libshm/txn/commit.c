@@ -19,6 +19,8 @@
 
 #define UPKEEP_LEAST 256u
 #define LIMBO_WORTH_IT 64u
+#define DROPS_WORTH_IT 8u /* asking everybody for pins costs the same for one version as for many */
+#define DEAD_WORTH_IT 4096u
 #define DAY_NS (86400ull * 1000000000ull)
 #define PREPARE_ROUNDS 8
 #define RUNS_PLANNED 16u /* prepare leaves room for more than that */
@@ -112,7 +114,10 @@ static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
 {
     struct pinned_ctx p = {.base = c->base.gen};
     bool any = false, more = false;
-    if (c->l.meta.hdr.n_expired <= !c->new_version) return 0; /* none but the one that this commit made */
+    const struct pgs__record *h = &c->l.meta.hdr;
+    uint64_t n = h->n_expired - pgs__min_u64(h->n_expired, !c->new_version); /* without the one that this commit made */
+    bool worth = n >= DROPS_WORTH_IT || h->pages_dead >= DEAD_WORTH_IT || c->budget || c->freeing || is_scarce(c->s);
+    if (n == 0 || !worth) return 0;
     int rc = pgs__pinned_collect(c->s, &p.set, err);
     if (rc == 0) rc = pgs__ledger_drop(&c->l, is_pinned, &p, budget, &any, &more, err);
     pgs__pinned_free(&p.set);

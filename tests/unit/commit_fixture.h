@@ -15,7 +15,7 @@
 #include "libshm/txn/verify.h"
 #include "tests/unit/testing.h"
 
-static struct pgs_error err __attribute__((unused));
+static __thread struct pgs_error err __attribute__((unused));
 
 static inline struct pgs__session *memory_store(uint64_t quota, enum pgs_history_kind history, uint64_t value)
 {
