@@ -149,7 +149,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     _writing(add)
     _versions(add)
     _upkeep(add)
-    return parser, sub.choices
+    return parser, dict(sub.choices)
 
 
 def _explain(e: BaseException) -> str:

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
 import pagestone as ps
+import pytest
 from pagestone import _cli, _cli_io, _cli_values
 from pagestone._cli_out import safe, size
 
@@ -99,12 +98,30 @@ def test_importing_pagestone_does_not_import_the_command_line():
 def test_help_names_every_command_of_the_contract_and_no_other():
     r = command("--help")
     listed = re.findall(r"^    ([a-z]+) ", r.stdout.decode(), re.M)
-    assert (
-        listed
-        == (
-            "ls info cat get put rm cp mv log diff at tag untag revert stat readers check gc compact export import doctor"
-        ).split()
-    )
+    assert listed == [
+        "ls",
+        "info",
+        "cat",
+        "get",
+        "put",
+        "rm",
+        "cp",
+        "mv",
+        "log",
+        "diff",
+        "at",
+        "tag",
+        "untag",
+        "revert",
+        "stat",
+        "readers",
+        "check",
+        "gc",
+        "compact",
+        "export",
+        "import",
+        "doctor",
+    ]
     assert r.returncode == 0 and not r.stderr
 
 
@@ -964,6 +981,19 @@ def test_doctor_does_not_hang_where_a_look_does(monkeypatch):
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
     assert time.monotonic() - start < 40 and r.returncode == 1
     assert b"gave no answer within 0.5 s" in r.stdout and b"a store in memory" in r.stdout
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmarks_run(tmp_path):
+    """That they run and what they count; no time is tested."""
+    call = [sys.executable, ROOT / "bench/bench_store.py", "--quick", "--json", "--dir", tmp_path, "--only", "snapshot"]
+    r = subprocess.run([*map(str, call)], capture_output=True, timeout=120)
+    assert r.returncode == 0, r.stderr
+    (row,) = json.loads(r.stdout)["rows"]
+    assert row["name"] == "s.snapshot()" and row["value"] > 0 and row["target"] == 1
+    assert "0.00 system calls" in row["note"] or "no strace" in row["note"]
 
 
 # --- docs/cli.md -----------------------------------------------------------------------------------------------------
