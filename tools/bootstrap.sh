@@ -69,6 +69,9 @@ stamp="$venv/.pagestone-$(echo "$*" | tr ' ' '-')"
 if [ ! -e "$stamp" ]; then
     echo "installing Python packages:$want"
     # shellcheck disable=SC2086
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check $want
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check $want 2>"$venv/pip.log" || {
+        cat "$venv/pip.log" >&2
+        exit 1
+    }
     touch "$stamp"
 fi
