@@ -213,6 +213,7 @@ int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pi
         if (s->head_root.gen != gen) rc = read_head(s, &s->head_root, err);
         if (rc == 0) {
             gen = s->head_root.gen;
+            PGS_KILL_POINT("pin_found");
             rc = entry_get(s, gen, &i, &proven);
             if (rc) rc = fail_pin(rc, err);
         }
@@ -292,6 +293,7 @@ int pgs__pin_find(struct pgs__session *s, pgs__find_fn find, void *ctx, struct p
         uint64_t e0 = epoch(s);
         int rc = look(s, find, ctx, &found, err);
         if (rc == 0) {
+            PGS_KILL_POINT("pin_found");
             rc = pin_round(s, found.gen, e0, &held);
             if (rc < 0) rc = fail_pin(rc, err);
         }
