@@ -8,8 +8,7 @@
  * Expected states live in memory shared by all. Before a commit the writer notes what its keys will be and sets the pending flag; after it the
  * two change places in one store. So whoever takes over finds all keys of a writer old, or all new: anything else is a torn commit.
  * Each object carries the hash of its own bytes, so readers can judge what they see without knowing who wrote it.
- *
- * The schedules at the end need no luck: processes are stopped and killed at named points, one after the other.
+ * Schedules that need no luck are in test_schedule.c.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -442,36 +441,6 @@ static void stop_workers(void)
 }
 
 /* --- afterwards --------------------------------------------------------------------------------------------------------------------- */
-/* Words of the dead in the control file: slots and owned chunks that are not of this process. */
-static int words_left(void)
-{
-    char name[600];
-    int n = 0, pid = (int)getpid();
-    snprintf(name, sizeof name, "%s/control", path);
-    int fd = open(name, O_RDONLY | O_CLOEXEC);
-    struct pgs__slot *slots = malloc(PGS__N_SLOTS * sizeof *slots);
-    uint64_t owners[512], own[8] = {0}, n_own = 0;
-    CHECK(fd >= 0 && slots);
-    ssize_t want = (ssize_t)(PGS__N_SLOTS * sizeof *slots);
-    CHECK(pread(fd, slots, (size_t)want, PGS__SLOTS_OFFSET) == want);
-    for (uint32_t i = 0; i < PGS__N_SLOTS; i++) {
-        if (slots[i].tag == 0) continue;
-        if (slots[i].pid == (uint64_t)pid && n_own < 8)
-            own[n_own++] = slots[i].tag;
-        else
-            n++, fprintf(stderr, "    slot %u of process %llu is left\n", i, (unsigned long long)slots[i].pid);
-    }
-    CHECK(pread(fd, owners, sizeof owners, (off_t)PGS__OWNERS_OFFSET) == (ssize_t)sizeof owners);
-    for (int i = 0; i < 512; i++) {
-        bool ours = owners[i] == 0;
-        for (uint64_t k = 0; k < n_own; k++) ours |= owners[i] == own[k];
-        if (!ours) n++, fprintf(stderr, "    chunk %d is still owned by a dead slot\n", i);
-    }
-    close(fd);
-    free(slots);
-    return n;
-}
-
 static void after_all(void *arg)
 {
     pgs_snapshot *sn;
@@ -482,7 +451,7 @@ static void after_all(void *arg)
     for (int w = 0; w < N_WRITERS; w++) settle(sn, w, false);
     pgs_snapshot_unref(sn);
     CHECK_OK(pgs_gc(s, &err));
-    CHECK_EQ(words_left(), 0);
+    CHECK_EQ(words_left(path), 0);
     check_sound(s);
     commit_pair(s);
     struct pgs_stat st;

@@ -412,6 +412,37 @@ static inline void drop_control(const char *path)
     unlink(name);
 }
 
+/* --- what the dead leave --- */
+/* Words of the dead in the control file: slots and owned chunks that are not of this process. */
+static inline int words_left(const char *path)
+{
+    char name[1024];
+    int n = 0, pid = (int)getpid();
+    snprintf(name, sizeof name, "%s/control", path);
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    struct pgs__slot *slots = malloc(PGS__N_SLOTS * sizeof *slots);
+    uint64_t owners[512], own[8] = {0}, n_own = 0;
+    CHECK(fd >= 0 && slots);
+    ssize_t want = (ssize_t)(PGS__N_SLOTS * sizeof *slots);
+    CHECK(pread(fd, slots, (size_t)want, PGS__SLOTS_OFFSET) == want);
+    for (uint32_t i = 0; i < PGS__N_SLOTS; i++) {
+        if (slots[i].tag == 0) continue;
+        if (slots[i].pid == (uint64_t)pid && n_own < 8)
+            own[n_own++] = slots[i].tag;
+        else
+            n++, fprintf(stderr, "    slot %u of process %llu is left\n", i, (unsigned long long)slots[i].pid);
+    }
+    CHECK(pread(fd, owners, sizeof owners, (off_t)PGS__OWNERS_OFFSET) == (ssize_t)sizeof owners);
+    for (int i = 0; i < 512; i++) {
+        bool ours = owners[i] == 0;
+        for (uint64_t k = 0; k < n_own; k++) ours |= owners[i] == own[k];
+        if (!ours) n++, fprintf(stderr, "    chunk %d is still owned by a dead slot\n", i);
+    }
+    close(fd);
+    free(slots);
+    return n;
+}
+
 /* --- a table without barriers: tests of order and of contents need no disk that waits ----------------------------------- */
 static inline int no_sync(int fd)
 {
