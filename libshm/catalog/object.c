@@ -85,6 +85,10 @@ static const char *check_content(const struct pgs__object *o)
     if (c->n_bytes > PGS__CONTENT_MAX_BYTES) return "impossible size";
     if (o->kind == PGS_KIND_DIR && (c->form != PGS__FORM_INLINE || c->n_bytes)) return "an empty group has content";
     if (c->map.page == 0 && !ptr_is_none(&c->map)) return "map without a page";
+    bool stream =
+        o->kind != PGS_KIND_ARRAY && c->form != PGS__FORM_INLINE && c->n_bytes; /* these are never used unverified */
+    if (stream ? !c->xxh_bytes || c->xxh_bytes > c->n_bytes : c->xxh_bytes || c->xxh)
+        return "a checksum of a wrong size";
     switch (c->form) {
     case PGS__FORM_INLINE:
         if (c->n_bytes > PGS__INLINE_MAX || c->n_stored || c->map.page)
@@ -134,8 +138,12 @@ static const char *decode_head(const uint8_t *p, struct pgs__object *o)
     o->version = pgs__get_u64(p + AT_VERSION);
     c->n_bytes = pgs__get_u64(p + AT_N_BYTES);
     c->n_stored = pgs__get_u64(p + AT_N_STORED);
-    o->itemsize = pgs__get_u32(p + AT_ITEMSIZE);
-    o->dtype_len = pgs__get_u32(p + AT_DTYPE_LEN);
+    if (o->kind == PGS_KIND_ARRAY) {
+        o->itemsize = pgs__get_u32(p + AT_ITEMSIZE);
+        o->dtype_len = pgs__get_u32(p + AT_DTYPE_LEN);
+    } else {
+        c->xxh_bytes = pgs__get_u64(p + AT_ITEMSIZE);
+    }
     c->map = get_ptr(p + AT_MAP);
     if (pgs__get_u16(p + AT_FLAGS) & ~PGS__OBJ_DTYPE_OUT) return "unknown flags";
     if (o->ndim > PGS_MAX_NDIM) return "too many dimensions";
@@ -222,8 +230,12 @@ int pgs__object_encode(const struct pgs__object *o, void *buf, size_t *len, stru
     memcpy(p + AT_VERSION, &o->version, 8);
     memcpy(p + AT_N_BYTES, &c->n_bytes, 8);
     memcpy(p + AT_N_STORED, &c->n_stored, 8);
-    memcpy(p + AT_ITEMSIZE, &o->itemsize, 4);
-    memcpy(p + AT_DTYPE_LEN, &o->dtype_len, 4);
+    if (o->kind == PGS_KIND_ARRAY) {
+        memcpy(p + AT_ITEMSIZE, &o->itemsize, 4);
+        memcpy(p + AT_DTYPE_LEN, &o->dtype_len, 4);
+    } else {
+        memcpy(p + AT_ITEMSIZE, &c->xxh_bytes, 8);
+    }
     memcpy(p + AT_FORM, form, sizeof form);
     memcpy(p + AT_MAP, &c->map, sizeof c->map);
     p += HEAD;

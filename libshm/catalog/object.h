@@ -6,7 +6,7 @@
  *      0  u8  kind (enum pgs_kind)    1  u8  form      2  u8  order 'C'/'F'/0     3  u8  ndim
  *      4  u16 flags                   6  u16 inline_len
  *      8  u64 id                     16  u64 version   24  u64 n_bytes            32  u64 n_stored (pages)
- *     40  u32 itemsize               44  u32 dtype_len
+ *     40  u32 itemsize               44  u32 dtype_len            (arrays); u64 xxh_bytes, how much of a stream its checksum covers (others)
  *     48  EXTENT: u64 page, birth, xxh | MAP: u64 xxh, 0, 0 | INLINE: u64 xxh, 0, 0          (24 bytes)
  *     72  struct pgs_ptr map  (24 bytes)
  *     96  ndim × i64 shape

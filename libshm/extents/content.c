@@ -231,23 +231,22 @@ static void sink_hash(void *ctx, const void *p, size_t n)
     pgs__hasher_update(ctx, p, n);
 }
 
-static int verify_blob(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err)
+int pgs__content_verify_stream(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err)
 {
     uint64_t xxh;
     const void *whole = NULL;
-    if (c->form == PGS__FORM_INLINE) {
-        whole = c->inline_data;
-    } else if (c->form == PGS__FORM_EXTENT) {
+    if (c->xxh_bytes == 0 || c->form == PGS__FORM_INLINE) return 0; /* the leaf that holds inline bytes was verified */
+    if (c->form == PGS__FORM_EXTENT) {
         int rc = pgs__content_check_extent(pf, c, err);
         if (rc) return rc;
-        whole = pgs__pages_at(pf, c->page, pgs__pages_of(c->n_bytes));
+        whole = pgs__pages_at(pf, c->page, pgs__pages_of(c->xxh_bytes));
     }
     if (whole) {
-        xxh = pgs__hash(whole, c->n_bytes);
+        xxh = pgs__hash(whole, c->xxh_bytes);
     } else {
         struct pgs__hasher *h = pgs__hasher_new();
         if (!h) return pgs__fail(err, PGS_ENOMEM, "out of memory");
-        int rc = feed(pf, c, 0, c->n_bytes, sink_hash, h, err);
+        int rc = feed(pf, c, 0, c->xxh_bytes, sink_hash, h, err);
         xxh = pgs__hasher_digest(h);
         pgs__hasher_free(h);
         if (rc) return rc;
@@ -261,6 +260,7 @@ struct page_check {
     struct pgs__tree map;
     uint64_t group; /* whose checksums are loaded; UINT64_MAX: none yet */
     uint64_t xxh[PGS__CSUM_GROUP];
+    uint64_t stream_pages; /* of the front: covered by the stream's checksum */
     uint64_t n_unverified;
     struct pgs_error *err;
 };
@@ -284,12 +284,13 @@ static int page_check_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uin
 {
     struct page_check *k = ctx;
     (void)birth;
-    if (k->map.root.page == 0) {
-        k->n_unverified += run.n_pages;
-        return 0;
-    }
-    for (uint64_t i = 0; i < run.n_pages; i++) {
+    for (uint64_t i = at.n < k->stream_pages ? pgs__min_u64(k->stream_pages - at.n, run.n_pages) : 0; i < run.n_pages;
+         i++) {
         uint64_t lpno = at.n + i;
+        if (k->map.root.page == 0) {
+            k->n_unverified += run.n_pages - i;
+            return 0;
+        }
         if (lpno / PGS__CSUM_GROUP != k->group) {
             int rc = page_check_load(k, lpno / PGS__CSUM_GROUP);
             if (rc) return rc;
@@ -303,7 +304,7 @@ static int page_check_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uin
         const void *p = pgs__content_page(k->pf, run.page.n + i, &rc, k->err);
         if (!p) return rc;
         if (pgs__hash_page(p) != want)
-            return pgs__fail_corrupt(k->err, "", "page %llu of the array does not match its checksum",
+            return pgs__fail_corrupt(k->err, "", "page %llu of its bytes does not match its checksum",
                                      (unsigned long long)lpno);
     }
     return 0;
@@ -313,10 +314,11 @@ int pgs__content_verify(struct pgs__pagefile *pf, const struct pgs__content *c, 
                         struct pgs_error *err)
 {
     *n_unverified = 0;
-    if (c->xxh) return verify_blob(pf, c, err);
-    if (c->form == PGS__FORM_INLINE) return 0; /* the leaf that holds it was verified */
+    int rc = pgs__content_verify_stream(pf, c, err);
+    if (rc || c->form == PGS__FORM_INLINE || c->xxh_bytes == c->n_bytes) return rc;
     struct page_check k = {.pf = pf, .map = pgs__map_tree(pf, c), .group = UINT64_MAX, .err = err};
-    int rc = pgs__content_runs(pf, c, 0, UINT64_MAX, page_check_run, &k, err);
+    k.stream_pages = c->xxh_bytes >> PGS_PAGE_SHIFT; /* its last page may hold bytes behind it */
+    rc = pgs__content_runs(pf, c, 0, UINT64_MAX, page_check_run, &k, err);
     if (rc == 0) *n_unverified = k.n_unverified;
     return rc;
 }

@@ -15,7 +15,8 @@
  *
  *   I1  Map nodes belong to one object only; runs may be shared between objects (counted by the ledger).
  *   I2  Bytes past n_bytes in the last page are zero.
- *   I3  Blobs (bytes, plain, pickle) always carry `xxh` of all n_bytes and are verified before use; arrays carry page checksums or none.
+ *   I3  Streams (bytes, plain; of a pickle the part that is unpickled) carry `xxh` of their first xxh_bytes bytes and are verified before use. Arrays, and the
+ *       buffers of a pickle behind its stream, carry page checksums or none.
  *   I4  Everything decoded from a map is validated: runs inside the file, not overlapping, inside the object.
  */
 #ifndef PGS_EXTENTS_CONTENT_H
@@ -35,7 +36,8 @@ struct pgs__content {
     const void *inline_data; /* INLINE: borrowed from the record (or the transaction's heap) */
     struct pgs_pgno page;    /* EXTENT: the run covers pages_of(n_bytes) pages */
     uint64_t birth;          /* EXTENT: of the run */
-    uint64_t xxh;            /* blobs in EXTENT or MAP form: of all bytes; 0 for arrays */
+    uint64_t xxh;            /* streams in EXTENT or MAP form: of the first xxh_bytes bytes; 0 for arrays */
+    uint64_t xxh_bytes;      /* ≤ n_bytes; 0: no such checksum (arrays) */
     struct pgs_ptr map;      /* MAP: the tree; EXTENT: checksums only, or page 0 */
 };
 
@@ -58,9 +60,12 @@ int pgs__content_nodes(struct pgs__pagefile *pf, const struct pgs__content *c, p
 /* Copy bytes [off, off + len) to buf: holes as zeros. Up to the end of the last page may be asked for; beyond it is -PGS_EINVAL. For compares, copies out and verification. */
 int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t off, void *buf, uint64_t len,
                       struct pgs_error *err);
-/* Verify: blobs against xxh, arrays against page checksums. *n_unverified: pages without a checksum. -PGS_ECORRUPT at the first bad page. */
+/* Verify everything: the stream against xxh, what is behind it and arrays against page checksums. *n_unverified: pages that neither covers. -PGS_ECORRUPT
+ * at the first bad page. */
 int pgs__content_verify(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t *n_unverified,
                         struct pgs_error *err);
+/* Verify the stream only: what must be right before the object is used. Nothing to do for arrays. */
+int pgs__content_verify_stream(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err);
 /* Logical page ranges [lo, hi) whose backing differs between two contents of the same object (different runs, hole against run, beyond the other's end): by map
  * diff, in time proportional to the difference. Bytes may still be equal. INLINE beside anything but the same bytes differs as a whole. fn's nonzero return ends the walk. */
 typedef int (*pgs__range_fn)(void *ctx, uint64_t lo, uint64_t hi);
@@ -92,7 +97,7 @@ struct pgs__dead_run {
 int pgs__content_dead(struct pgs__content_edit *e, const struct pgs__dead_run **list, size_t *n,
                       const struct pgs_ptr **nodes, size_t *n_nodes, struct pgs_error *err);
 uint64_t pgs__content_n_dirty(struct pgs__content_edit *e);
-/* As pgs__edit_finish. Picks the form: one run that covers everything becomes EXTENT (map kept only for checksums). xxh of blobs is the caller's to set. */
+/* As pgs__edit_finish. Picks the form: one run that covers everything becomes EXTENT (map kept only for checksums). xxh of streams is the caller's to set. */
 int pgs__content_finish(struct pgs__content_edit *e, pgs_gen_t birth, const struct pgs_pgno *pages, void *buf,
                         struct pgs__content *out, struct pgs_error *err);
 

@@ -425,6 +425,9 @@ int pgs__content_finish(struct pgs__content_edit *e, pgs_gen_t birth, const stru
         out->page.n = e->extent.page;
         out->birth = e->extent.birth;
     }
-    if (same && e->refs.n == 0) out->xxh = e->base.xxh;
+    if (same && e->refs.n == 0) {
+        out->xxh = e->base.xxh;
+        out->xxh_bytes = e->base.xxh_bytes;
+    }
     return 0;
 }

@@ -129,6 +129,8 @@ PGS_PUBLIC uint64_t pgs_store_version(pgs_store *s); /* newest; no system call *
 #define PGS_MAX_NDIM 64
 #define PGS_MAX_KEY 1024
 #define PGS_MAX_KEY_PART 250
+/* PGS_KIND_PICKLE: the content begins with a little-endian u64, the length of the part (itself included) that is verified whenever the object is read; what is
+ * behind it is verified like an array. A number that does not fit means all of it. */
 enum pgs_kind {
     PGS_KIND_ARRAY = 1,
     PGS_KIND_BYTES = 2,

@@ -127,6 +127,7 @@ static int rewrite(struct move *m, struct pgs_span key, struct pgs_run to, const
     if (rc == 0) rc = write_nodes(m, e, &out);
     if (rc == 0) {
         out.xxh = m->obj.content.xxh;
+        out.xxh_bytes = m->obj.content.xxh_bytes;
         m->obj.content = out;
         rc = pgs__object_encode(&m->obj, record, &len, m->err);
     }
@@ -172,7 +173,7 @@ static int consider(struct move *m, struct pgs_span key, struct pgs_span val, ui
     rc = place_for(m, &to);
     if (rc) return rc == 1 ? 0 : rc;
     if (pgs__content_verify(pf, &m->obj.content, &n_unverified, &local)) goto leave;
-    if (m->obj.content.map.page && m->obj.content.xxh == 0 && n_unverified < m->n_pages) {
+    if (m->obj.content.map.page && n_unverified < m->n_pages) {
         xxh = pgs__malloc(m->n_pages * sizeof *xxh);
         if (!xxh) goto leave;
     }

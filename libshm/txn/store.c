@@ -96,8 +96,9 @@ int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const str
     bool is_inline = o->content.form == PGS__FORM_INLINE;
     int rc = 0;
     /* Inline bytes are part of a leaf, which was verified. */
-    if (!is_inline && (verify || o->kind != PGS_KIND_ARRAY))
-        rc = pgs__content_verify(&s->pf, &o->content, &n_unverified, err);
+    if (!is_inline)
+        rc = verify ? pgs__content_verify(&s->pf, &o->content, &n_unverified, err)
+                    : pgs__content_verify_stream(&s->pf, &o->content, err);
     if (rc == 0)
         rc = private_cow ? pgs__mem_cow(&s->pf, &o->content, 0, &mem, err)
                          : pgs__mem_read(&s->pf, &o->content, &mem, err);

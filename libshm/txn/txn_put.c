@@ -4,6 +4,7 @@
  * Small contents go into the record; others are copied to claimed pages at once, in one run if there is one. Copies go through a mapping of the run
  * where the file system allows it, else through a bounce buffer, because parts need not end at pages.
  *
+ * Of a pickle only the part that is unpickled is such a stream; the buffers behind it are treated as the pages of an array.
  * Array pages are hashed before they are copied (pgs__fresh_copy), the cheaper order. A stream (bytes, pickle) is hashed afterwards, as it is in the pages:
  * its checksum decides whether it can be read at all, so it must be right even if another thread changed a buffer meanwhile.
  */
@@ -142,14 +143,24 @@ static int fill(void *ctx, struct pgs_error *err)
     return rc;
 }
 
-static int hash_stream(struct put *p, uint64_t *xxh, struct pgs_error *err)
+/* How much of the content must be right before it is used: of a pickle the part up to its first u64, else all. */
+static uint64_t stream_bytes(const struct put *p, enum pgs_kind kind)
+{
+    uint64_t head = 0;
+    struct gather g = {.part = p->parts, .n = p->n_parts};
+    if (kind != PGS_KIND_PICKLE || p->n_bytes < sizeof head) return p->n_bytes;
+    gather(&g, (uint8_t *)&head, sizeof head);
+    return head < sizeof head || head > p->n_bytes ? p->n_bytes : head;
+}
+
+static int hash_stream(struct put *p, uint64_t n_bytes, uint64_t *xxh, struct pgs_error *err)
 {
     struct pgs__hasher *h = pgs__hasher_new();
     if (!h) return pgs__fail(err, PGS_ENOMEM, "no memory to hash an object");
-    uint64_t left = p->n_bytes;
+    uint64_t left = n_bytes;
     int rc = 0;
     for (size_t i = 0; i < p->n_runs && rc == 0; i++)
-        for (uint64_t at = 0; at < p->runs[i].n_pages && rc == 0; at += PGS_CHUNK_PAGES) {
+        for (uint64_t at = 0; at < p->runs[i].n_pages && left && rc == 0; at += PGS_CHUNK_PAGES) {
             struct pgs_run r = {{p->runs[i].page.n + at}, pgs__min_u64(p->runs[i].n_pages - at, PGS_CHUNK_PAGES)};
             uint64_t len = pgs__min_u64(left, r.n_pages << PGS_PAGE_SHIFT);
             const void *bytes = pgs__pages_at(&p->t->s->pf, r.page, r.n_pages);
@@ -168,19 +179,20 @@ static int hash_stream(struct put *p, uint64_t *xxh, struct pgs_error *err)
 static int put_pages(struct put *p, struct pgs__object *o, struct pgs_error *err)
 {
     bool is_array = o->kind == PGS_KIND_ARRAY, checksums = false;
-    int rc = is_array ? pgs__txn_checksums(p->t, &checksums, err) : 0;
+    uint64_t xxh = 0, xxh_bytes = is_array ? 0 : stream_bytes(p, o->kind);
+    int rc = xxh_bytes < p->n_bytes ? pgs__txn_checksums(p->t, &checksums, err) : 0;
     if (rc) return rc;
     if (checksums) {
         p->page_xxh = pgs__malloc((size_t)pgs__pages_of(p->n_bytes) * sizeof *p->page_xxh);
         if (!p->page_xxh) return pgs__fail(err, PGS_ENOMEM, "no memory for the checksums of an array");
     }
-    uint64_t xxh = 0;
     rc = pgs__txn_with_room(p->t, fill, p, p->n_bytes, err);
-    if (rc == 0 && !is_array) rc = hash_stream(p, &xxh, err);
+    if (rc == 0 && !is_array) rc = hash_stream(p, xxh_bytes, &xxh, err);
     if (rc == 0)
         rc = pgs__txn_content_of(p->t, p->runs, p->n_runs, p->n_bytes, p->t->base->root.gen + 1, p->page_xxh, &p->own,
                                  &o->content, err);
     o->content.xxh = xxh;
+    o->content.xxh_bytes = xxh_bytes;
     if (rc == 0) atomic_fetch_add_explicit(&p->t->s->bytes_copied, p->n_bytes, memory_order_relaxed); /* a statistic */
     pgs__free(p->runs);
     pgs__free(p->page_xxh);

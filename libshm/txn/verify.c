@@ -277,7 +277,12 @@ static int check_content(struct verify *v, struct pgs_span key, const struct pgs
         if (!v->in_history) v->r.n_pages_unverified += c.n_pages;
         return 0;
     }
-    rc = pgs__content_verify(v->pf, content, &n_unverified, &local);
+    if (v->data || content->xxh_bytes == content->n_bytes) {
+        rc = pgs__content_verify(v->pf, content, &n_unverified, &local);
+    } else {
+        rc = pgs__content_verify_stream(v->pf, content, &local);
+        n_unverified = c.n_pages - pgs__pages_of(content->xxh_bytes);
+    }
     if (!v->in_history) v->r.n_pages_unverified += n_unverified;
     return verdict(v, key, rc, &local);
 }
@@ -304,7 +309,8 @@ static int check_object(struct verify *v, struct pgs_span key, struct pgs_span v
 {
     struct pgs__object o;
     struct pgs_error local = {0};
-    if (!v->in_history) v->r.n_objects++;
+    bool hidden = key.len && ((const uint8_t *)key.p)[0] == 0; /* not listed, so not counted */
+    if (!v->in_history && !hidden) v->r.n_objects++;
     int rc = pgs__object_decode(v->pf, key, val, &o, &local);
     if (rc == -PGS_ECORRUPT) v->incomplete = true;
     if (rc) return verdict(v, key, rc, &local);
@@ -313,7 +319,7 @@ static int check_object(struct verify *v, struct pgs_span key, struct pgs_span v
         bool ok;
         const void *bytes = pgs__pages_at(v->pf, (struct pgs_pgno){o.dtype_ext.page}, o.dtype_ext_pages);
         rc = place(v, key, (struct pgs_run){{o.dtype_ext.page}, o.dtype_ext_pages}, MAP, &ok);
-        if (rc == 0 && (!bytes || pgs__hash(bytes, o.dtype_len) != o.dtype_ext.xxh))
+        if (rc == 0 && (!bytes || pgs__hash(bytes, o.dtype_ext_pages << PGS_PAGE_SHIFT) != o.dtype_ext.xxh))
             rc = problem(v, key, "checksum of its dtype");
     }
     return rc ? rc : check_content(v, key, &o);

@@ -78,7 +78,6 @@ static inline int fill_content(struct pgs__commit *c, struct pgs__claim *claim, 
     pgs__content_edit_free(e);
     free(pages);
     free(buf);
-    if (rc == 0 && !array) out->xxh = pgs__hash(bytes, n_bytes);
     return rc;
 }
 
@@ -108,12 +107,12 @@ static inline int put_in(struct pgs__commit *c, const char *key, enum pgs_kind k
     if (n <= 64) {
         o.content.form = PGS__FORM_INLINE;
         o.content.inline_data = bytes;
-        o.content.xxh = array ? 0 : pgs__hash(bytes, n);
         rc = 0;
     } else {
         rc = fill_content(c, &c->claim, true, &o.content, bytes, n, array);
     }
     if (rc) return rc;
+    if (!array && n > 64) o.content.xxh = pgs__hash(bytes, n), o.content.xxh_bytes = n;
     if (had) {
         rc = pgs__commit_kill_content(c, &old, &err);
         if (rc) return rc;

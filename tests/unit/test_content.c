@@ -380,7 +380,8 @@ TEST(an_untouched_extent_stays_as_it_is)
                              .n_stored = 3,
                              .page = run.page,
                              .birth = 4,
-                             .xxh = 9},
+                             .xxh = 9,
+                             .xxh_bytes = 10000},
                         d;
     struct pgs__content_edit *e = edit_of(&w, &c);
     d = commit(&w, e);
@@ -542,12 +543,20 @@ TEST(bytes_are_read_across_runs_and_holes)
         CHECK(memcmp(got, want + off, len) == 0);
         CHECK(len == sizeof got || got[len] == 0xee);
     }
-    c.xxh = pgs__hash(want, c.n_bytes); /* as a blob, streamed over runs and holes */
+    c.xxh = pgs__hash(want, c.n_bytes); /* as a stream over runs and holes */
+    c.xxh_bytes = c.n_bytes;
     uint64_t n;
     CHECK_OK(pgs__content_verify(&w.pf, &c, &n, &err));
     CHECK_EQ(n, 0);
     c.xxh++;
     CHECK_ERR(pgs__content_verify(&w.pf, &c, &n, NULL), PGS_ECORRUPT);
+    c.xxh_bytes = 5000; /* the front only: one whole page and a part of one, which holds other bytes too */
+    c.xxh = pgs__hash(want, 5000);
+    CHECK_OK(pgs__content_verify_stream(&w.pf, &c, &err));
+    CHECK_OK(pgs__content_verify(&w.pf, &c, &n, &err));
+    CHECK_EQ(n, c.n_stored); /* page 0 is a hole, so no stored page is covered */
+    c.xxh++;
+    CHECK_ERR(pgs__content_verify_stream(&w.pf, &c, NULL), PGS_ECORRUPT);
     world_close(&w);
 }
 

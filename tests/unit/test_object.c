@@ -49,7 +49,10 @@ static struct pgs__object random_object(void)
         c->birth = rnd();
         c->n_stored = n_pages;
     }
-    c->xxh = rnd();
+    if (o.kind != PGS_KIND_ARRAY && c->form != PGS__FORM_INLINE && c->n_bytes) {
+        c->xxh = rnd();
+        c->xxh_bytes = 1 + rnd_below(c->n_bytes);
+    }
     return o;
 }
 
@@ -60,7 +63,8 @@ static void check_equal(const struct pgs__object *a, const struct pgs__object *b
     CHECK(memcmp(a->shape, b->shape, sizeof a->shape) == 0);
     CHECK(a->dtype_len == 0 || memcmp(a->dtype, b->dtype, a->dtype_len) == 0);
     const struct pgs__content *c = &a->content, *d = &b->content;
-    CHECK(c->form == d->form && c->n_bytes == d->n_bytes && c->n_stored == d->n_stored && c->xxh == d->xxh);
+    CHECK(c->form == d->form && c->n_bytes == d->n_bytes && c->n_stored == d->n_stored && c->xxh == d->xxh &&
+          c->xxh_bytes == d->xxh_bytes);
     CHECK(c->page.n == d->page.n && c->birth == d->birth && memcmp(&c->map, &d->map, sizeof c->map) == 0);
     if (c->form == PGS__FORM_INLINE && c->n_bytes) CHECK(memcmp(c->inline_data, d->inline_data, c->n_bytes) == 0);
 }
