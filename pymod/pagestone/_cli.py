@@ -187,6 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         parser.print_help(sys.stderr)
         return 2
+    if sys.stderr is None:  # closed: Python has none then
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stderr.write("pagestone: stdout is closed\n")
+        return 1
     try:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):

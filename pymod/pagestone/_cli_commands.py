@@ -307,7 +307,7 @@ class _Counted:
         while at < len(memory):
             n = self._f.readinto(memory[at : at + values.CHUNK])  # type: ignore[attr-defined]
             if not n:
-                raise ValueError("it ends too early")
+                raise values.Malformed("it ends too early")
             self._bar.step(n)
             at += n
 
@@ -349,7 +349,7 @@ def _put_value(args: argparse.Namespace, t: Any, f: IO[bytes], n: int | None, ba
             counted = _Counted(f, bar)
             cio.read_array(counted, t, args.key)
             if counted.read(1):
-                raise ValueError("it goes on after the array")
+                raise values.Malformed("it goes on after the array")
         elif args.csv:
             import io
 
@@ -367,9 +367,7 @@ def _put_value(args: argparse.Namespace, t: Any, f: IO[bytes], n: int | None, ba
         raise Fail(f"{safe(name)} is not UTF-8 ({e.reason} at byte {e.start}): put it as bytes") from None
     except json.JSONDecodeError as e:
         raise Fail(f"{safe(name)} is not JSON: {e}") from None
-    except ps.Error:
-        raise
-    except ValueError as e:
+    except values.Malformed as e:
         raise Fail(f"{safe(name)}: {e}") from None
 
 
@@ -507,8 +505,9 @@ def log(args: argparse.Namespace) -> int:
             head = color(f"v{c.version}", "yellow") + "".join(
                 color(f" [{safe(t)}]", "bold") for t in names.get(c.version, [])
             )
-            line = f"{out.local(c.time)}  {safe(c.command)}[{c.pid}]  {size(c.bytes_written)}  {safe(keys)}"
-            print(f"{head}  {line}" + (f"  — {safe(c.message)}" if c.message else ""))
+            who = f"{c.pid} {c.command if len(c.command) <= 40 else c.command[:39] + '…'}"
+            message = f"  — {safe(c.message)}" if c.message else ""
+            print(f"{head}  {out.local(c.time)}  {size(c.bytes_written)}  {safe(keys)}{message}  ({safe(who)})")
     return 0
 
 
@@ -555,7 +554,8 @@ def at(args: argparse.Namespace) -> int:
             return 0
         if commit:
             facts.update(
-                by=f"{commit.command}[{commit.pid}]",
+                by=commit.command,
+                pid=commit.pid,
                 message=commit.message,
                 changed=commit.keys[:20],
                 bytes_written=commit.bytes_written,

@@ -36,7 +36,8 @@ import numpy as np
 
 from . import _dtype
 from ._cli_out import Fail, Progress, iso, safe
-from ._cli_values import CHUNK, from_json, memory_of, npy_dtype, npy_header, read_npy_header, to_json
+from ._cli_values import CHUNK, Malformed, from_json, memory_of, npy_dtype, npy_header, read_npy_header, to_json
+from ._errors import CorruptError
 
 FORMAT = "pagestone-export"
 FORMAT_VERSION = 1
@@ -167,7 +168,11 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     folder, name = os.path.split(os.path.realpath(path))
     part = os.path.join(folder, f".{name[:200]}.{os.getpid()}.part")
     try:
-        with open(part, "xb") as f:
+        f = open(part, "xb")  # noqa: SIM115
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, path) from None
+    try:
+        with f:
             yield f
         os.replace(part, path)
     except BaseException:
@@ -308,8 +313,8 @@ class _TarSource:
     def __init__(self, f: IO[bytes]):
         try:
             self._tar = tarfile.open(fileobj=f, mode="r:*")  # noqa: SIM115
-        except tarfile.TarError as e:
-            raise Fail(f"it is no tar file ({e}): give a tar file or a directory that export wrote") from None
+        except tarfile.TarError:
+            raise Fail("the source is no tar file: give a tar file or a directory that export wrote") from None
 
     def open(self, name: str) -> IO[bytes]:
         try:
@@ -408,13 +413,13 @@ class _Checked:
         return data
 
     def readinto(self, memory: memoryview) -> None:
-        """Fill `memory`, or raise ValueError."""
+        """Fill `memory`, or raise Malformed."""
         at = 0
         while at < len(memory):
             part = memory[at : at + CHUNK]
             n = self._f.readinto(part)  # type: ignore[attr-defined]
             if not n:
-                raise ValueError("it ends too early")
+                raise Malformed("it ends too early")
             self._count(part[:n])
             at += n
 
@@ -426,20 +431,23 @@ class _Checked:
     def finish(self) -> None:
         """Everything was read, and it was what the manifest says."""
         if self._left != 0 or self._f.read(1):
-            raise ValueError(f"it has not the {self._entry['size']} bytes that the manifest says")
+            raise Malformed(f"it has not the {self._entry['size']} bytes that the manifest says")
         if self._digest.hexdigest() != self._entry["sha256"].lower():
-            raise ValueError("its checksum is not the one in the manifest")
+            raise Malformed("its checksum is not the one in the manifest")
 
 
 def read_array(f: Any, t: Any, key: str, sparse: bool = False, expect: dict[str, Any] | None = None) -> Any:
     """Read an NPY stream into the new array `key` of a transaction, without a copy in between."""
     shape, dtype, order, _ = read_npy_header(f)
     if expect is not None:
-        dtype_kept = _dtype.from_description(expect["dtype"].encode("utf-8", "surrogatepass"))
+        try:
+            dtype_kept = _dtype.from_description(expect["dtype"].encode("utf-8", "surrogatepass"))
+        except CorruptError:
+            raise Malformed(f"{expect['dtype'][:80]!r} in the manifest is no dtype") from None
         if dtype_kept.hasobject or npy_dtype(dtype_kept) != dtype:
-            raise ValueError(f"its dtype {dtype} is not the {expect['dtype']} that the manifest says")
+            raise Malformed(f"its dtype {dtype} is not the {expect['dtype']} that the manifest says")
         if list(shape) != expect["shape"] or order != expect["order"]:
-            raise ValueError("its shape is not the one that the manifest says")
+            raise Malformed("its shape is not the one that the manifest says")
         dtype = dtype_kept
     if not sparse:
         a = t.empty(key, shape, dtype, order)
@@ -468,7 +476,7 @@ def as_buffer(f: Any, n: int) -> Iterator[Any]:
         while n:
             data = f.read(min(CHUNK, n))
             if not data:
-                raise ValueError("it ends too early")
+                raise Malformed("it ends too early")
             spool.write(data)
             n -= len(data)
         spool.flush()
@@ -491,7 +499,7 @@ def _import_one(source: Any, t: Any, e: dict[str, Any], bar: Progress) -> None:
             elif kind == "plain":
                 t[key] = from_json(json.loads(bytes(data)))
                 if t._info(key)["kind"] == "pickle":
-                    raise ValueError("it is nested too deeply for a plain value")
+                    raise Malformed("it is nested too deeply for a plain value")
             else:
                 t[key] = pickle.loads(data)
 
@@ -518,7 +526,7 @@ def import_objects(
                         _import_one(source, t, e, bar)
                     except FileNotFoundError:
                         raise Fail(f"{safe(e['file'])} is missing in the export: export again") from None
-                    except (ValueError, EOFError, pickle.UnpicklingError) as err:
+                    except (Malformed, json.JSONDecodeError, EOFError, pickle.UnpicklingError) as err:
                         raise Fail(f"{safe(key)} ({safe(e['file'])}): {err}; export again") from err
                 version = t.commit()
     return version

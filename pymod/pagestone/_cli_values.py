@@ -31,6 +31,10 @@ CHUNK = 4 << 20  # bytes moved at a time
 _NPY_HEADER_LIMIT = 1 << 20
 
 
+class Malformed(ValueError):
+    """A file is not what it should be; the text goes behind its name."""
+
+
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +89,7 @@ def _untag(tag: str, v: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The plain value that :func:`to_json` made `value` of; ValueError names what is malformed."""
+    """The plain value that :func:`to_json` made `value` of; Malformed names what is wrong."""
     if isinstance(value, list):
         return [from_json(v) for v in value]
     if not isinstance(value, dict):
@@ -94,11 +98,11 @@ def from_json(value: Any) -> Any:
     if not tags:
         return {k: from_json(v) for k, v in value.items()}
     if len(value) != 1:
-        raise ValueError(f"malformed value: {tags[0]!r} next to other keys")
+        raise Malformed(f"it has a malformed value: {tags[0]!r} next to other keys")
     try:
         return _untag(tags[0], value[tags[0]])
     except Exception as e:
-        raise ValueError(f"malformed value for {tags[0]!r}: {e}") from e
+        raise Malformed(f"it has a malformed value for {tags[0]!r}: {e}") from e
 
 
 def elements(a: np.ndarray[Any, Any]) -> Any:
@@ -157,7 +161,7 @@ def read_exactly(f: IO[bytes], n: int) -> bytes:
     while len(data) < n:
         piece = f.read(n - len(data))
         if not piece:
-            raise ValueError("it ends too early")
+            raise Malformed("it ends too early")
         data += piece
     return data
 
@@ -166,11 +170,11 @@ def read_npy_header(f: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], str, 
     """(shape, dtype, order, length of the header) of an NPY stream; evaluates nothing but literals."""
     start = read_exactly(f, 8)
     if start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3):
-        raise ValueError("it is no NPY file of version 1 to 3")
+        raise Malformed("it is no NPY file of version 1 to 3")
     width = 2 if start[6] == 1 else 4
     n = int.from_bytes(read_exactly(f, width), "little")
     if n > _NPY_HEADER_LIMIT:
-        raise ValueError(f"its header claims {n} bytes")
+        raise Malformed(f"its header claims {n} bytes")
     try:
         head = ast.literal_eval(read_exactly(f, n).decode("utf-8" if start[6] == 3 else "latin1").strip())
         shape, fortran = head["shape"], head["fortran_order"]
@@ -181,11 +185,11 @@ def read_npy_header(f: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], str, 
             raise ValueError("shape or order")
         dtype = np.lib.format.descr_to_dtype(head["descr"])
     except ValueError as e:
-        raise ValueError(f"its header is malformed ({e})") from None
+        raise Malformed(f"its header is malformed ({e})") from None
     except Exception as e:
-        raise ValueError(f"its header is malformed ({type(e).__name__})") from None
+        raise Malformed(f"its header is malformed ({type(e).__name__})") from None
     if dtype.hasobject:
-        raise ValueError("it holds pickled Python objects: load it in Python, if you trust it, and store the objects")
+        raise Malformed("it holds pickled Python objects: load it in Python, if you trust it, and store the objects")
     while dtype.subdtype is not None:
         dtype, more = dtype.subdtype
         shape += more
