@@ -118,7 +118,7 @@ PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const str
     else if (array && obj->n_bytes < SMALL)
         rc = pgs_view_open(sn, obj, 0, &v, &err);
     else
-        CORE_BLOCKING(rc = pgs_view_open(sn, obj, !array, &v, &err));
+        CORE_BLOCKING(rc = pgs_view_open(sn, obj, 0, &v, &err));
     if (rc < 0) return core_raise(rc, &err);
     ViewObject *view = (ViewObject *)view_wrap(v, how == WANT_PRIVATE);
     if (!view) return NULL;
