@@ -55,7 +55,7 @@ static bool uuid_parse(const char *s, uint8_t out[16])
     return true;
 }
 
-int pgs__boot_id(uint8_t out[16])
+static void read_boot_id(uint8_t out[16])
 {
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
     if (fd >= 0) {
@@ -66,13 +66,29 @@ int pgs__boot_id(uint8_t out[16])
         close(fd);
         if (n > 0) {
             text[n] = 0;
-            if (uuid_parse(text, out)) return 0;
+            if (uuid_parse(text, out)) return;
         }
     }
     /* The moment of booting, rounded so that the clock's slewing rarely changes it; a false "new boot" costs a rebuild, no data. */
     uint64_t booted = (pgs__clock_real_ns() - pgs__clock_boot_ns()) / 1000000000u / 16;
     memset(out, 0, 16);
     memcpy(out, &booted, sizeof booted);
+}
+
+/* Asked once in the life of a process: every commit of a store in memory puts it into a superblock. Threads that ask at the same time store the same words. */
+int pgs__boot_id(uint8_t out[16])
+{
+    static _Atomic uint64_t word[2];
+    static _Atomic bool known;
+    uint64_t id[2];
+    /* acquire: the words were stored before. Pairs with the release below. */
+    if (!atomic_load_explicit(&known, memory_order_acquire)) {
+        read_boot_id((uint8_t *)id);
+        for (int i = 0; i < 2; i++) atomic_store_explicit(&word[i], id[i], memory_order_relaxed); /* see known */
+        atomic_store_explicit(&known, true, memory_order_release); /* pairs with the acquire above */
+    }
+    for (int i = 0; i < 2; i++) id[i] = atomic_load_explicit(&word[i], memory_order_relaxed); /* see known */
+    memcpy(out, id, 16);
     return 0;
 }
 

@@ -3,6 +3,9 @@
  *
  * put and del first find their place without changing anything, so that what changes nothing copies nothing. Then memory is reserved, then
  * the path is copied (own_path), then the entry changes; splits and merges are balance.c's.
+ *
+ * Changes often come in the order of keys (the ledger folds its messages so), and most of a small change is finding its place. So the way to the leaf
+ * that was changed last is kept as a finger: where the next key belongs into the same leaf, only that leaf is searched.
  */
 #include "libshm/platform/hash.h"
 #include "libshm/platform/mem.h"
@@ -83,7 +86,7 @@ struct pgs__edit *pgs__edit_new(struct pgs__pagefile *pf, enum pgs__tree_kind ki
 {
     struct pgs__edit *e = pgs__malloc(sizeof *e);
     if (!e) return NULL;
-    memset(e, 0, offsetof(struct pgs__edit, copy)); /* the rest is scratch */
+    memset(e, 0, offsetof(struct pgs__edit, finger)); /* the rest is scratch */
     e->pf = pf;
     e->kind = kind;
     e->root = *root;
@@ -172,6 +175,32 @@ static int find_path(struct pgs__edit *e, const void *key, size_t key_len, struc
     }
 }
 
+/* The same by the finger, or without it where it leads to another leaf. */
+static int find_place(struct pgs__edit *e, struct pgs_span key, struct pgs__path *path, bool *found,
+                      struct pgs_error *err)
+{
+    e->has_finger = e->has_finger && (!e->finger_lo.p || pgs__key_cmp(key, e->finger_lo) >= 0) &&
+                    (!e->finger_hi.p || pgs__key_cmp(key, e->finger_hi) < 0);
+    if (!e->has_finger) return find_path(e, key.p, key.len, path, found, err);
+    int leaf = e->finger.depth - 1;
+    path->depth = e->finger.depth;
+    memcpy(path->step, e->finger.step, sizeof path->step[0] * (size_t)path->depth);
+    path->step[leaf].index = pgs__node_search(path->step[leaf].node, key.p, key.len, found);
+    return 0;
+}
+
+/* After a change of that leaf alone. */
+static void keep_finger(struct pgs__edit *e, const struct pgs__path *path)
+{
+    if (e->has_finger) return; /* it led here */
+    e->finger.depth = path->depth;
+    memcpy(e->finger.step, path->step, sizeof path->step[0] * (size_t)path->depth);
+    e->finger_lo = e->finger_hi = (struct pgs_span){NULL, 0};
+    if (path->depth > 1)
+        pgs__path_bounds(path, path->depth - 2, path->step[path->depth - 2].index, &e->finger_lo, &e->finger_hi);
+    e->has_finger = true;
+}
+
 static size_t n_clean(const struct pgs__path *path)
 {
     size_t n = 0;
@@ -244,6 +273,10 @@ static int put_item(struct pgs__edit *e, struct pgs__path *path, bool found, con
     struct pgs__item own = save_item(e, item);
     own_path(e, path);
     struct pgs__node *image = pgs__edit_image(e, &path->step[leaf].ptr);
+    if (more)
+        e->has_finger = false;
+    else
+        keep_finger(e, path);
     if (found && pgs__node_val(image, i).len == own.payload.len) {
         pgs__node_set_val(image, i, own.payload);
         return 0;
@@ -268,7 +301,7 @@ int pgs__edit_put(struct pgs__edit *e, const void *key, size_t key_len, const vo
     }
     struct pgs__path path;
     bool found = false;
-    rc = find_path(e, key, key_len, &path, &found, err);
+    rc = find_place(e, item.key, &path, &found, err);
     if (rc) return rc;
     int leaf = path.depth - 1;
     if (found && pgs__span_eq(pgs__node_val(path.step[leaf].node, path.step[leaf].index), item.payload)) return 0;
@@ -284,7 +317,7 @@ int pgs__edit_del(struct pgs__edit *e, const void *key, size_t key_len, struct p
     if (e->root.page == 0) return -PGS_ENOENT;
     struct pgs__path path;
     bool found = false;
-    rc = find_path(e, key, key_len, &path, &found, err);
+    rc = find_place(e, (struct pgs_span){key, key_len}, &path, &found, err);
     if (rc) return rc;
     if (!found) return -PGS_ENOENT;
     if (path.depth == PGS__TREE_MAX_DEPTH) return too_deep(err);
@@ -292,13 +325,20 @@ int pgs__edit_del(struct pgs__edit *e, const void *key, size_t key_len, struct p
     if (rc) return rc;
     own_path(e, &path);
     int leaf = path.depth - 1;
-    pgs__node_remove(pgs__edit_image(e, &path.step[leaf].ptr), path.step[leaf].index);
+    struct pgs__node *image = pgs__edit_image(e, &path.step[leaf].ptr);
+    pgs__node_remove(image, path.step[leaf].index);
+    if (image->n > 0 && !pgs__node_underfull(image)) {
+        keep_finger(e, &path);
+        return 0;
+    }
+    e->has_finger = false;
     return pgs__edit_rebalance(e, &path, err);
 }
 
 /* --- finish --------------------------------------------------------------------------------------------------------------------- */
 
 struct finish {
+    struct pgs__pagefile *pf;
     pgs_gen_t birth;
     const struct pgs_pgno *pages;
     uint8_t *buf;
@@ -315,6 +355,7 @@ static struct pgs_ptr seal(struct finish *f, struct pgs__node *image)
     memcpy(page, image, sizeof *image);
     struct pgs_ptr ptr = {f->pages[f->n].n, f->birth, pgs__hash_page(page)};
     PGS_BUG_ON(ptr.page == 0 || ptr.page >= PGS__NODE_PAGE_LIMIT);
+    pgs__page_mark_verified(f->pf, &ptr); /* keyed by hash: only exactly these bytes will pass */
     f->n++;
     return ptr;
 }
@@ -361,7 +402,7 @@ int pgs__edit_finish(struct pgs__edit *e, pgs_gen_t birth, const struct pgs_pgno
 {
     int rc = usable(e, err);
     if (rc) return rc;
-    struct finish f = {birth, pages, buf, 0};
+    struct finish f = {e->pf, birth, pages, buf, 0};
     if (pgs__ptr_is_dirty(&e->root)) e->root = seal_all(e, &f);
     PGS_BUG_ON(f.n != e->n_dirty);
     *new_root = e->root;

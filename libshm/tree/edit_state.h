@@ -10,6 +10,8 @@
  *   I3  Every node on a path, and every neighbour that is merged or borrowed from, has its keys within the bounds that its ancestors
  *       set; checked when it is loaded. So separators made from it fit where they go, also in a damaged tree with right hashes.
  *   I4  Scratch (`copy`, `items`, `key`) is valid within one step at one level.
+ *   I5  The finger is the way to the leaf that was changed last. It is good while that leaf's place in the tree stands still: every node on it is an image,
+ *       and no split, merge or collapse happened since; whatever may do that begins by letting it go.
  */
 #ifndef PGS_TREE_EDIT_STATE_H
 #define PGS_TREE_EDIT_STATE_H
@@ -18,6 +20,16 @@
 
 struct pgs__spare {
     struct pgs__spare *next;
+};
+
+/* The way from the root to a leaf. */
+struct pgs__path {
+    int depth;
+    struct {
+        struct pgs_ptr ptr;
+        const struct pgs__node *node;
+        unsigned index; /* of the child, or of the entry in the leaf */
+    } step[PGS__TREE_MAX_DEPTH];
 };
 
 struct pgs__edit {
@@ -34,21 +46,15 @@ struct pgs__edit {
     size_t n_spare;
     struct pgs_ptr *dead;
     size_t n_dead, cap_dead;
+    bool has_finger;
+    struct pgs_span finger_lo, finger_hi; /* what ancestors allow in its leaf; in their images */
+    /* from here on scratch: undefined in a new edit */
+    struct pgs__path finger;
     struct pgs__node copy[2]; /* of nodes that are rebuilt from their items */
     struct pgs__item items[2 * PGS__NODE_MAX_LEAF_ENTRIES + 2];
     uint8_t key[PGS__TREE_MAX_KEY]; /* a separator on its way up */
     uint8_t cell
         [PGS__TREE_MAX_CELL]; /* key and value of the operation: the caller's may lie in a node that is about to move */
-};
-
-/* The way from the root to a leaf. */
-struct pgs__path {
-    int depth;
-    struct {
-        struct pgs_ptr ptr;
-        const struct pgs__node *node;
-        unsigned index; /* of the child, or of the entry in the leaf */
-    } step[PGS__TREE_MAX_DEPTH];
 };
 
 /* --- edit.c --- */
