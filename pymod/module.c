@@ -67,6 +67,9 @@ static int core_exec(PyObject *module)
     if (view_type_init(module) < 0 || array_types_init(module) < 0 || snapshot_type_init(module) < 0 ||
         iter_type_init(module) < 0 || txn_type_init(module) < 0 || store_type_init(module) < 0)
         return -1;
+#ifdef PGS_TESTING
+    if (PyModule_AddIntConstant(module, "_testing", 1) < 0) return -1; /* PAGESTONE_KILL and the like work */
+#endif
     return PyModule_AddStringConstant(module, "library_version", pgs_version_string());
 }
 

@@ -386,7 +386,9 @@ static PyObject *txn_store_attr(PyObject *self, void *ctx)
 static PyObject *txn_base_version(PyObject *self, void *ctx)
 {
     (void)ctx;
-    return PyLong_FromUnsignedLongLong(pgs_snapshot_version(pgs_txn_base(((TxnObject *)self)->t)));
+    pgs_snapshot *sn = pgs_txn_base(((TxnObject *)self)->t);
+    if (!sn) Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(pgs_snapshot_version(sn));
 }
 
 static PyObject *txn_over(PyObject *self, void *ctx)
@@ -400,6 +402,7 @@ static PyObject *txn_base(PyObject *self, PyObject *type)
 {
     TxnObject *o = (TxnObject *)self;
     pgs_snapshot *sn = pgs_txn_base(o->t);
+    if (!sn) return PyErr_SetString(core.errors[PGS_ECLOSED], "the transaction is over; begin a new one"), NULL;
     PyTypeObject *tp = (PyTypeObject *)type;
     if (!PyType_Check(type) || !PyType_IsSubtype(tp, core.snapshot_type))
         return PyErr_SetString(PyExc_TypeError, "a Snapshot type"), NULL;

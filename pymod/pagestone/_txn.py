@@ -302,11 +302,16 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         LockedError
             Another process holds the commit lock for longer than the store's time-out; the transaction is still open.
         """
-        return self._commit(self._message if message is None else message)
+        try:
+            return self._commit(self._message if message is None else message)
+        finally:
+            if self._over:
+                self._base_snapshot = None  # what it pins is no longer ours
 
     def abort(self) -> None:
         """Forget all changes. Views handed out become private memory. Idempotent."""
         self._abort()
+        self._base_snapshot = None
 
     def __enter__(self) -> Transaction:
         return self
@@ -322,7 +327,11 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         raise TypeError("a Transaction belongs to its process and cannot be pickled: send the store and begin() there")
 
     def __repr__(self) -> str:
-        return f"<pagestone.Transaction on version {self._base_version}{', over' if self._over else ''}>"
+        return (
+            "<pagestone.Transaction, over>"
+            if self._over
+            else f"<pagestone.Transaction on version {self._base_version}>"
+        )
 
 
 def element_range(shape: tuple[int, ...], order: str, index: Any) -> tuple[int, int]:
