@@ -57,7 +57,7 @@ class Blob(NamedTuple):
     extension: str
     pieces: list[Piece]
     n_bytes: int
-    sparse: bool  # it has holes: look for zeros
+    sparse: bool  # mostly holes: look for zeros
 
 
 def pickle_pieces(content: memoryview) -> list[Piece]:
@@ -99,7 +99,7 @@ def blob(snapshot: Any, key: str, info: dict[str, Any]) -> Blob:
         content = memoryview(view)
         if kind == "array":
             pieces = [npy_header(info["shape"], npy_dtype(info["dtype"]), info["order"]), content]
-            sparse = info["stored"] + 2 * CHUNK < info["nbytes"]
+            sparse = info["nbytes"] > 2 * CHUNK and info["stored"] < info["nbytes"] // 8
         elif kind == "bytes":
             pieces = [content]
         elif kind == "pickle":
@@ -455,12 +455,15 @@ def read_array(f: Any, t: Any, key: str, sparse: bool = False, expect: dict[str,
         return a
     a = t.create(key, shape, dtype, order)
     memory = memory_of(a)
-    buffer = memoryview(bytearray(CHUNK))
+    buffer, zeros = memoryview(bytearray(CHUNK)), memoryview(bytes(4096))
     for lo in range(0, len(memory), CHUNK):
         part = buffer[: min(CHUNK, len(memory) - lo)]
         f.readinto(part)
-        if not _is_zero(part):
-            memory[lo : lo + len(part)] = part
+        for at in range(
+            0, len(part), 4096
+        ):  # a page that is not touched stays a hole, and takes no memory until the commit
+            if part[at : at + 4096] != zeros[: len(part) - at]:
+                memory[lo + at : lo + min(at + 4096, len(part))] = part[at : at + 4096]
     return a
 
 

@@ -115,7 +115,7 @@ class Progress:
         rate = self._done / max(now - self._start, 1e-9)
         if self._total:
             part = min(1.0, self._done / self._total)
-            left = (self._total - self._done) / rate if rate else 0
+            left = max(0, self._total - self._done) / rate if rate else 0
             bar = "#" * int(30 * part)
             text = f"{self._what} [{bar:<30}] {100 * part:3.0f} %  {size(self._done)} of {size(self._total)}"
             text += f"  {size(rate)}/s  {left:.0f} s left"
