@@ -28,7 +28,7 @@ TEST(a_child_has_a_slot_of_its_own_with_copies_of_all_pins)
     uint32_t slot = s->slot;
     uint64_t tag = s->tag, forks = atomic_load(&s->fork_count);
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         CHECK(s->slot != slot && s->tag != tag);
         CHECK_EQ(atomic_load(&s->fork_count), forks + 1);
@@ -68,7 +68,7 @@ TEST(more_pins_than_fit_inline_are_copied_too)
         CHECK_OK(tiny_commit(s, &err));
     }
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         for (int i = 0; i < 100; i++) CHECK(pgs__pin_valid(s, &pins[i]));
         gate_open(&up);
@@ -89,11 +89,11 @@ TEST(a_killed_parent_is_swept_and_its_child_keeps_its_pins)
 {
     in_memory();
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         s = must_open(PGS_MODE_A, 0);
         CHECK_OK(pgs__pin_head(s, &root, &pin, &err));
-        if (fork() == 0) {
+        if (fork_bounded() == 0) {
             gate_open(&up);
             gate_wait(&down);
             CHECK(pgs__pin_valid(s, &pin));
@@ -121,11 +121,11 @@ TEST(closing_all_descriptors_in_a_child_keeps_its_slot)
 {
     pin_then_commit();
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         for (int fd = 3; fd < 256; fd++)
             if (fd != up.fd[1] && fd != down.fd[0]) close(fd);
-        pid_t grandchild = fork(); /* with no descriptor left */
+        pid_t grandchild = fork_bounded(); /* with no descriptor left */
         if (grandchild == 0) {
             CHECK(pgs__pin_valid(s, &pin));
             CHECK_OK(tiny_commit(s, &err));
@@ -153,7 +153,7 @@ TEST(exec_gives_the_slot_up)
 {
     pin_then_commit();
     struct gate down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         dup2(down.fd[0], 0);
         close(down.fd[1]);
@@ -178,7 +178,7 @@ TEST(a_raw_clone_is_told_that_it_has_no_slot_and_keeps_none_alive)
 {
     in_memory();
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         s = must_open(PGS_MODE_A, 0);
         CHECK_OK(pgs__pin_head(s, &root, &pin, &err));
@@ -230,7 +230,7 @@ TEST(a_fork_that_can_open_nothing_uses_the_spare_slot)
     CHECK(spare != PGS__NO_SLOT);
     struct gate up = gate_new(), down = gate_new();
     no_more_files();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     files_again();
     if (pid == 0) {
         CHECK_EQ(s->slot, spare);
@@ -265,12 +265,12 @@ TEST(a_second_one_shares_the_parents_slot_and_both_go_on_pinning)
     pin_then_commit();
     struct gate up = gate_new(), down = gate_new();
     no_more_files();
-    pid_t first = fork();
+    pid_t first = fork_bounded();
     if (first == 0) {
         gate_wait(&down);
         _exit(0);
     }
-    pid_t second = fork();
+    pid_t second = fork_bounded();
     files_again();
     if (second == 0) {
         struct pgs__pin mine;
@@ -354,7 +354,7 @@ TEST(forks_under_busy_threads_neither_hang_nor_lose_locks)
     CHECK(pthread_create(&t[1], NULL, pin_all_the_time, &stop) == 0);
     CHECK(pthread_create(&t[2], NULL, commit_all_the_time, &stop) == 0);
     for (int i = 0; i < 100; i++) {
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid == 0) {
             CHECK_OK(pgs__pin_head(s, &root, &pin, &err));
             if (i % 4 == 0) CHECK_OK(tiny_commit(s, &err));
@@ -377,10 +377,10 @@ TEST(forks_under_busy_threads_neither_hang_nor_lose_locks)
 TEST(a_process_killed_in_its_fork_hook_leaves_slots_to_sweep)
 {
     pin_then_commit();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         setenv("PAGESTONE_KILL", "in_fork", 1);
-        fork();
+        fork_bounded();
         _exit(0);
     }
     CHECK_EQ(wait_for(pid), 1000 + SIGKILL);
@@ -395,11 +395,11 @@ TEST(a_failed_fork_leaves_nothing_that_is_not_swept)
     pin_then_commit();
     struct rlimit procs, none = {0};
     CHECK(getrlimit(RLIMIT_NPROC, &procs) == 0);
-    pid_t helper = fork(); /* RLIMIT_NPROC does not hold for root */
+    pid_t helper = fork_bounded(); /* RLIMIT_NPROC does not hold for root */
     if (helper == 0) {
         if (geteuid() == 0 && setuid(65533) != 0) _exit(77);
         if (setrlimit(RLIMIT_NPROC, &none) != 0) _exit(77);
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid >= 0) _exit(77);
         CHECK(pgs__pin_valid(s, &pin));
         pgs__pin_drop(s, &pin);
@@ -418,7 +418,7 @@ TEST(a_failed_fork_leaves_nothing_that_is_not_swept)
 static void relay(int hops)
 {
     for (int i = 0; i < hops; i++) {
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid < 0) _exit(1);
         if (pid > 0) { /* the parent's goes, its slot too */
             pgs__pin_drop(s, &pin);
@@ -436,7 +436,7 @@ TEST(a_pin_handed_down_a_chain_of_forks_is_never_out_of_sight)
     struct gate done = gate_new();
     int flags = fcntl(done.fd[0], F_GETFL);
     CHECK(fcntl(done.fd[0], F_SETFL, flags | O_NONBLOCK) == 0);
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         gate_open(&done);
         relay(1500);

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "libshm/platform/caps.h"
 #include "libshm/platform/inject.h"
 #include "libshm/txn/session_impl.h"
 #include "tests/unit/testing.h"
@@ -76,6 +77,7 @@ static inline int try_open(enum pgs_mode mode)
 
 static inline struct pgs__session *must_open_anonymous(void)
 {
+    if (!pgs__cap(PGS__CAP_PROC_FD)) SKIP("anonymous stores need /proc/self/fd");
     struct pgs__session *s = NULL;
     CHECK_OK(pgs__session_open_anonymous(NULL, &s, &err));
     return s;
@@ -179,6 +181,14 @@ static inline uint32_t tagged_slots(struct pgs__session *s)
             n++;
     }
     return n;
+}
+
+/* A child that ends by itself when its test failed and nobody opens its gate. */
+static inline pid_t fork_bounded(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) alarm(60);
+    return pid;
 }
 
 /* Two-way signals between processes: a byte through a pipe. */

@@ -170,7 +170,7 @@ TEST(a_missing_control_file_is_not_rebuilt_under_a_living_process)
 {
     in_memory();
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         struct pgs__session *s = must_open(PGS_MODE_A, 0);
         CHECK_OK(tiny_commit(s, &err));
@@ -227,7 +227,7 @@ static void supers_of_other_boot(void)
 /* A process that does not come to close: SIGKILL after n commits. */
 static void commits_then_kill(enum pgs_durability d, int n)
 {
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         struct pgs__session *s = must_open(PGS_MODE_A, d);
         for (int i = 0; i < n; i++) CHECK_OK(tiny_commit(s, &err));
@@ -343,7 +343,7 @@ TEST(a_crash_in_the_middle_of_creation_is_finished_or_done_anew)
                                          "create_control", "create_pages"};
     for (size_t i = 0; i < PGS_ARRAY_LEN(points); i++) {
         in_memory();
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid == 0) {
             setenv("PAGESTONE_KILL", points[i], 1);
             must_open(PGS_MODE_A, 0);
@@ -367,7 +367,7 @@ TEST(a_crash_in_the_middle_of_replacement_leaves_the_old_store_or_the_new_one)
         in_memory();
         struct pgs__session *old = must_open(PGS_MODE_A, 0);
         CHECK_OK(tiny_commit(old, &err));
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid == 0) {
             setenv("PAGESTONE_KILL", points[i], 1);
             must_open(PGS_MODE_W, 0);
@@ -396,7 +396,7 @@ TEST(a_crash_while_the_control_file_is_rebuilt_is_rebuilt_again)
             other_boot();
         else
             CHECK(unlink(in_store("control")) == 0);
-        pid_t pid = fork();
+        pid_t pid = fork_bounded();
         if (pid == 0) {
             setenv("PAGESTONE_KILL", points[i / 2], 1);
             must_open(PGS_MODE_A, 0);
@@ -439,7 +439,7 @@ TEST(a_failed_barrier_poisons_the_store_until_it_is_reopened_by_everybody)
         CHECK_EQ(root.version, 1);
         pgs__pin_drop(s, &pin);
         struct gate down = gate_new();
-        pid_t pid = fork(); /* a second process */
+        pid_t pid = fork_bounded(); /* a second process */
         if (pid == 0) {
             gate_wait(&down);
             _exit(0);
@@ -659,7 +659,7 @@ TEST(a_lock_that_cannot_be_had_names_its_holder)
     in_memory();
     struct pgs__session *s = must_open(PGS_MODE_A, 0);
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         CHECK_OK(pgs__commit_lock(s, NULL, &err));
         gate_open(&up);
@@ -690,7 +690,7 @@ TEST(waiting_for_the_lock_can_be_interrupted)
     struct pgs__session *s = must_open_anonymous();
     int n = 0;
     struct gate up = gate_new(), down = gate_new();
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         CHECK_OK(pgs__commit_lock(s, NULL, &err));
         gate_open(&up);
@@ -795,10 +795,11 @@ TEST(a_handle_of_a_store_with_a_path_is_the_path)
 
 TEST(anonymous_stores_are_reached_by_handle_from_unrelated_processes)
 {
+    if (!pgs__cap(PGS__CAP_PROC_FD)) SKIP("anonymous stores need /proc/self/fd");
     struct gate up = gate_new(), down = gate_new();
     int to[2];
     CHECK(pipe(to) == 0);
-    pid_t pid = fork(); /* before the store exists */
+    pid_t pid = fork_bounded(); /* before the store exists */
     if (pid == 0) {
         uint8_t handle[256];
         ssize_t n = read(to[0], handle, sizeof handle);
@@ -855,7 +856,7 @@ TEST(closing_all_descriptors_loses_neither_slot_nor_pins_nor_the_ability_to_comm
     CHECK_OK(pgs__pin_head(s, &root, &pin, &err));
     close_everything();
     for (int i = 0; i < 5; i++) CHECK(open("/dev/null", O_RDWR) >= 0); /* the numbers mean something else now */
-    pid_t pid = fork();
+    pid_t pid = fork_bounded();
     if (pid == 0) {
         CHECK_EQ(pgs__sweep(s, true), 0);
         CHECK_EQ(is_pinned(s, pin.gen), 1);
