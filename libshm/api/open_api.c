@@ -148,7 +148,8 @@ int pgs_close(pgs_store *st, struct pgs_error *err)
     if (rc) return rc;
     bool ordered = l.meta.hdr.durability == PGS_DUR_ORDERED;
     pgs__meta_end(st->s, &l);
-    return ordered ? pgs__make_durable(st->s, err) : 0;
+    if (!ordered || atomic_load(&st->s->ctl.c->state) != 1) return 0; /* replaced: its commits are nobody's any more */
+    return pgs__make_durable(st->s, &st->wait, err);
 }
 
 void pgs_store_unref(pgs_store *st)

@@ -58,7 +58,7 @@ int pgs__drain(struct pgs__session *s, const struct pgs__wait *w, bool expire_al
     uint64_t last = before.pages_free;
     for (int round = 0; rc == 0 && round < ROUNDS_MOST; round++) {
         rc = pgs__commit_upkeep(s, w, expire_all, &now, err);
-        if (rc == 0 && now.durability == PGS_DUR_ORDERED) rc = pgs__make_durable(s, err);
+        if (rc == 0 && now.durability == PGS_DUR_ORDERED) rc = pgs__make_durable(s, w, err);
         if (rc) break;
         idle = now.pages_free <= last + GAIN_WORTH_IT ? idle + 1 : 0;
         last = now.pages_free;

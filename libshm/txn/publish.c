@@ -221,15 +221,25 @@ int pgs__publish(struct pgs__session *s, const struct pgs__root *root, uint32_t 
     return 0;
 }
 
-int pgs__make_durable(struct pgs__session *s, struct pgs_error *err)
+static int make_durable_locked(struct pgs__session *s, struct pgs_error *err)
 {
     struct pgs__root head;
     if (pgs__ctl_head(&s->ctl, &head))
         return pgs__fail_corrupt(err, "the control file", "the newest root in the control file is damaged");
-    if (!pgs__on_disk(&s->pf)) return 0; /* each commit wrote its superblock */
     uint64_t floor = atomic_load(&s->ctl.c->version_floor);
     int rc = super_steady(s, &head, 0, pgs__max_u64(head.version + CEILING_AHEAD, floor), err);
     if (rc == 0) atomic_store(&s->ctl.c->durable_gen, head.gen);
+    return rc;
+}
+
+int pgs__make_durable(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err)
+{
+    if (!pgs__on_disk(&s->pf)) return 0; /* each commit wrote its superblock */
+    /* Without the lock a commit could come between our look at the head and our superblock, which would then name an older generation with a newer number. */
+    int rc = pgs__commit_lock(s, w, err);
+    if (rc) return rc;
+    rc = make_durable_locked(s, err);
+    pgs__commit_unlock(s);
     return rc;
 }
 

@@ -139,8 +139,8 @@ uint64_t pgs__next_version(struct pgs__session *s);
  * switch. On -PGS_EIO (a failed barrier) the store is poisoned and the head has not moved. */
 int pgs__publish(struct pgs__session *s, const struct pgs__root *root, uint32_t durability, bool new_version,
                  bool epoch, uint64_t bytes, struct pgs_error *err);
-/* Barrier + superblock now (ordered: close, gc). */
-int pgs__make_durable(struct pgs__session *s, struct pgs_error *err);
+/* Barrier + superblock now (ordered: close, gc). Takes the commit lock itself, and fails where a commit would. */
+int pgs__make_durable(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err);
 /* Fence, then collect every pinned or leased generation, of all slots; pgs__pinned looks a generation up there, then asks for OFD read locks on it. `who` (may be NULL) learns one slot. */
 struct pgs__pinned_set {
     struct pgs__session *s;

@@ -307,7 +307,7 @@ int pgs__gc(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error 
 {
     (void)pgs__sweep(s, true);
     int rc = pgs__drain(s, w, false, NULL, err);
-    if (rc == 0) rc = pgs__make_durable(s, err);
+    if (rc == 0) rc = pgs__make_durable(s, w, err);
     struct pgs__space *sp = pgs__space_of(s);
     if (sp) {
         pgs__mutex_lock(&s->space_mx);

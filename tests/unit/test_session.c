@@ -280,6 +280,35 @@ TEST(ordered_durability_is_settled_by_closing)
     pgs__session_unref(s);
 }
 
+TEST(a_barrier_of_gc_or_close_never_overtakes_a_commit)
+{
+    on_disk();
+    struct pgs__session *s = must_open(PGS_MODE_A, PGS_DUR_ORDERED);
+    CHECK_OK(tiny_commit(s, &err));
+    struct gate up = gate_new(), down = gate_new();
+    pid_t pid = fork_bounded();
+    if (pid == 0) {
+        CHECK_OK(pgs__commit_lock(s, NULL, &err));
+        gate_open(&up);
+        gate_wait(&down);
+        pgs__commit_unlock(s);
+        CHECK_OK(tiny_commit(s, &err));
+        _exit(0);
+    }
+    gate_wait(&up);
+    uint64_t seq = atomic_load(&s->ctl.c->super_seq);
+    CHECK_ERR(pgs__make_durable(s, &(struct pgs__wait){.timeout_ns = 120000000}, &err), PGS_ELOCKED);
+    CHECK_EQ(atomic_load(&s->ctl.c->super_seq), seq);
+    gate_open(&down);
+    CHECK_EQ(wait_for(pid), 0);
+    err = (struct pgs_error){0};
+    CHECK_OK(pgs__make_durable(s, NULL, &err));
+    struct pgs__super super;
+    CHECK_OK(pgs__super_read(&s->pf, &super, false, &err));
+    CHECK_EQ(super.root.gen, head_of(s).gen);
+    pgs__session_unref(s);
+}
+
 TEST(durability_none_survives_kills_and_closing_but_admits_a_power_loss)
 {
     on_disk();
