@@ -57,6 +57,8 @@ def parse_history(history: Any) -> tuple[int, int]:
             return 4, int(float(m[1]) * _TIME_UNITS[unit] * 1e9)
         if m and unit and unit in _SIZE_UNITS:
             return 3, parse_size(history)
+        if m and m[1].isdigit() and not unit:
+            return 2, int(m[1])
         raise ValueError(
             f'history {history!r} is not understood: a number of versions, a byte budget ("64MB"), '
             'an age ("90s", "30min", "1h", "7d"), "all" or 0'

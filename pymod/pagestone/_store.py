@@ -255,11 +255,11 @@ class Store(_core.StoreBase, AtomicMapping):
         return self[key]
 
     def move(self, a: str, b: str) -> None:
-        """Rename key `a` to `b`, replacing what was there; one transaction, O(1)."""
+        """Rename key `a` to `b` in one transaction; KeyError if there is no `a`, or a `b` already. O(1)."""
         self._atomic(lambda t: t.move(a, b))
 
     def copy(self, a: str, b: str) -> None:
-        """Make `b` a copy of `a`, sharing its pages; one transaction."""
+        """Make `b` a copy of `a`, sharing its pages, in place of what `b` was; one transaction."""
         self._atomic(lambda t: t.copy(a, b))
 
     def update_with(self, key: str, fn: Callable[[Any], Any], default: Any = _MISSING) -> Any:

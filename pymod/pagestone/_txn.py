@@ -258,11 +258,11 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     # --- keys
 
     def move(self, a: str, b: str) -> None:
-        """Rename key `a` to `b`, replacing what was there. O(1)."""
+        """Rename key `a` to `b`; KeyError if there is no `a`, or a `b` already. O(1)."""
         self._move(a, b)
 
     def copy(self, a: str, b: str) -> None:
-        """Make `b` a copy of `a`, sharing its pages."""
+        """Make `b` a copy of `a`, sharing its pages, in place of what `b` was."""
         self._copy(None, a, b)
 
     def depends(self, key: str, index: Any = None) -> None:
@@ -344,11 +344,14 @@ def element_range(shape: tuple[int, ...], order: str, index: Any) -> tuple[int, 
     if n == 0:
         return 0, 0
     parts = [p for p in (index if isinstance(index, tuple) else (index,)) if p is not None]
-    if not all(p is ... or isinstance(p, slice) or (hasattr(p, "__index__") and not is_bool(p)) for p in parts):
+    if not all(p is ... or isinstance(p, (slice, int, np.integer)) for p in parts) or any(
+        isinstance(p, bool) for p in parts
+    ):
         return 0, n
-    at = parts.index(...) if ... in parts else len(parts)
+    dots = [i for i, p in enumerate(parts) if p is ...]
+    at = dots[0] if dots else len(parts)
     head, tail = parts[:at], parts[at + 1 :]
-    if ... in tail or len(head) + len(tail) > len(shape):
+    if len(dots) > 1 or len(head) + len(tail) > len(shape):
         raise IndexError(f"index {index!r} does not fit an array of shape {shape}")
     parts = [*head, *[slice(None)] * (len(shape) - len(head) - len(tail)), *tail]
     lo = hi = 0
@@ -363,7 +366,3 @@ def element_range(shape: tuple[int, ...], order: str, index: Any) -> tuple[int, 
         lo += first * stride
         hi += last * stride
     return lo, hi + 1
-
-
-def is_bool(x: Any) -> bool:
-    return isinstance(x, (bool, np.bool_))
