@@ -386,9 +386,12 @@ static PyObject *txn_store_attr(PyObject *self, void *ctx)
 static PyObject *txn_base_version(PyObject *self, void *ctx)
 {
     (void)ctx;
-    pgs_snapshot *sn = pgs_txn_base(((TxnObject *)self)->t);
+    pgs_snapshot *sn;
+    CORE_BLOCKING(sn = pgs_txn_base(((TxnObject *)self)->t));
     if (!sn) Py_RETURN_NONE;
-    return PyLong_FromUnsignedLongLong(pgs_snapshot_version(sn));
+    PyObject *version = PyLong_FromUnsignedLongLong(pgs_snapshot_version(sn));
+    pgs_snapshot_unref(sn);
+    return version;
 }
 
 static PyObject *txn_over(PyObject *self, void *ctx)
@@ -401,14 +404,18 @@ static PyObject *txn_over(PyObject *self, void *ctx)
 static PyObject *txn_base(PyObject *self, PyObject *type)
 {
     TxnObject *o = (TxnObject *)self;
-    pgs_snapshot *sn = pgs_txn_base(o->t);
-    if (!sn) return PyErr_SetString(core.errors[PGS_ECLOSED], "the transaction is over; begin a new one"), NULL;
     PyTypeObject *tp = (PyTypeObject *)type;
     if (!PyType_Check(type) || !PyType_IsSubtype(tp, core.snapshot_type))
         return PyErr_SetString(PyExc_TypeError, "a Snapshot type"), NULL;
+    pgs_snapshot *sn;
+    CORE_BLOCKING(sn = pgs_txn_base(o->t));
+    if (!sn) return PyErr_SetString(core.errors[PGS_ECLOSED], "the transaction is over; begin a new one"), NULL;
     SnapshotObject *s = (SnapshotObject *)tp->tp_alloc(tp, 0);
-    if (!s) return NULL;
-    s->sn = pgs_snapshot_ref(sn);
+    if (!s) {
+        pgs_snapshot_unref(sn);
+        return NULL;
+    }
+    s->sn = sn;
     s->store = (StoreObject *)Py_NewRef((PyObject *)o->store);
     return (PyObject *)s;
 }

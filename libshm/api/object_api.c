@@ -96,7 +96,7 @@ int pgs_iter_snapshot(pgs_snapshot *sn, const void *prefix, size_t len, pgs_iter
 
 int pgs_iter_txn(pgs_txn *t, const void *prefix, size_t len, pgs_iter **out, struct pgs_error *err)
 {
-    return pgs__iter_new(t->base, t, prefix, len, out, err);
+    return pgs__iter_new(NULL, t, prefix, len, out, err);
 }
 
 int pgs_iter_next(pgs_iter *it, const void **key, size_t *len, struct pgs_object *obj, struct pgs_error *err)

@@ -27,7 +27,10 @@ int pgs_begin(pgs_store *s, enum pgs_isolation iso, pgs_txn **out, struct pgs_er
 
 pgs_snapshot *pgs_txn_base(pgs_txn *t)
 {
-    return t->base;
+    if (pgs__txn_lock(t, NULL)) return NULL;
+    pgs_snapshot *base = pgs_snapshot_ref(t->base);
+    pgs__txn_unlock(t);
+    return base;
 }
 
 void pgs_txn_unref(pgs_txn *t)

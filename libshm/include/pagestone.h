@@ -212,8 +212,9 @@ PGS_PUBLIC int pgs_find_id(pgs_snapshot *sn, uint64_t id, const void *prefix, si
 /* --- transactions ------------------------------------------------------------------------------------------------------------- */
 enum pgs_isolation { PGS_ISO_SNAPSHOT = 0, PGS_ISO_SERIALIZABLE = 1, PGS_ISO_STRICT = 2 };
 PGS_PUBLIC int pgs_begin(pgs_store *s, enum pgs_isolation iso, pgs_txn **out, struct pgs_error *err);
-PGS_PUBLIC pgs_snapshot *pgs_txn_base(pgs_txn *t); /* borrowed */
-PGS_PUBLIC void pgs_txn_unref(pgs_txn *t);         /* aborts if still open; accepts NULL */
+PGS_PUBLIC pgs_snapshot *
+pgs_txn_base(pgs_txn *t);                  /* a reference of the caller's own; NULL once the transaction is over */
+PGS_PUBLIC void pgs_txn_unref(pgs_txn *t); /* aborts if still open; accepts NULL */
 PGS_PUBLIC int pgs_txn_abort(pgs_txn *t, struct pgs_error *err);
 /* Commit. `message` may be NULL. *version: the new number, or the base's when nothing changed. Views handed out become private memory. After -PGS_ECONFLICT, -PGS_EFULL,
  * -PGS_ELOCKED or -PGS_EINTR: -PGS_ELOCKED and -PGS_EINTR leave the transaction open (try again); others abort it. */

@@ -57,7 +57,7 @@ void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after);
 /* Punch at most max_chunks free whole chunks, highest first, going on where the last call stopped. Returns how many it looked at; 0: once around. */
 uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks);
 /* -PGS_EFULL with the text that names who pins what. */
-int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, struct pgs_error *err);
+int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, struct pgs_error *err);
 
 /* Wall clock for a commit on top of head, under the commit lock. The control file keeps the distance between the wall clock and CLOCK_BOOTTIME as of the last commit; a wall
  * clock that is more than a day ahead of it is not followed: then time goes on by what has elapsed (HAZARDS 14). The first commit after a boot believes the clock. */

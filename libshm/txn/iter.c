@@ -31,12 +31,16 @@ int pgs__iter_new(struct pgs_snapshot *sn, struct pgs_txn *t, const void *prefix
         rc = pgs__txn_lock(t, err);
         if (rc) return rc;
         rc = note_prefix(t, prefix, len, err);
+        sn = pgs_snapshot_ref(t->base);
         pgs__txn_unlock(t);
-        if (rc) return rc;
+    } else
+        sn = pgs_snapshot_ref(sn);
+    struct pgs_iter *it = rc ? NULL : pgs__calloc(1, sizeof *it);
+    if (!it) {
+        pgs_snapshot_unref(sn);
+        return rc ? rc : pgs__fail(err, PGS_ENOMEM, "no memory for a listing");
     }
-    struct pgs_iter *it = pgs__calloc(1, sizeof *it);
-    if (!it) return pgs__fail(err, PGS_ENOMEM, "no memory for a listing");
-    it->sn = pgs_snapshot_ref(sn);
+    it->sn = sn;
     it->t = t ? pgs__txn_ref(t) : NULL;
     it->catalog = pgs__root_catalog(sn->s, &sn->root);
     it->prefix_len = it->last_len = len;

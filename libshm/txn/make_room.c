@@ -173,7 +173,7 @@ static int find_worst(void *ctx, const struct pgs_reader *r)
     return 0;
 }
 
-int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, struct pgs_error *err)
+int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, struct pgs_error *err)
 {
     struct pgs__record hdr = {0};
     struct worst w = {0};
@@ -192,6 +192,14 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, struct pgs_error
         snprintf(who, sizeof who, "; process %llu (%s) pins versions %llu\xe2\x80\x93%llu (%s)",
                  (unsigned long long)w.pid, w.command, (unsigned long long)w.first, (unsigned long long)w.last,
                  human(w.bytes, held));
+    if (os_errno) {
+        pgs__fail(err, PGS_EFULL,
+                  "the file system is full: the store needs %s there%s; free space on it, delete keys, close old "
+                  "snapshots, or lower history=",
+                  human(need_bytes, need), who);
+        err->os_errno = os_errno;
+        return -PGS_EFULL;
+    }
     return pgs__fail(err, PGS_EFULL,
                      "store full: needs %s, %s free %s%s; close old snapshots, raise size=, or lower history=",
                      human(need_bytes, need), human((hdr.pages_free + beyond) << PGS_PAGE_SHIFT, have), limit, who);

@@ -107,6 +107,9 @@ void pgs__txn_finish_locked(struct pgs_txn *t, enum pgs__txn_state state)
     pgs__edit_free(t->names);
     t->names = NULL;
     pgs__claim_release(&t->claim);
+    /* Views own pins; a transaction that is over must not keep its base for as long as somebody happens to hold its handle. */
+    pgs_snapshot_unref(t->base);
+    t->base = NULL;
 }
 
 static void free_all(struct pgs_txn *t)

@@ -244,7 +244,7 @@ static int attempt(struct pgs_txn *t, struct attempt *a, const char *message, st
         pgs__make_room(t->s, &t->wait, a->rungs++, &freed, NULL);
         return 1;
     }
-    if (rc == -PGS_EFULL && local.os_errno == 0) return pgs__fail_full(t->s, PGS_PAGE_SIZE, err);
+    if (rc == -PGS_EFULL) return pgs__fail_full(t->s, PGS_PAGE_SIZE, local.os_errno, err);
     if (err && err->code == 0) *err = local;
     return rc;
 abandon:

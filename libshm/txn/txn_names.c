@@ -32,7 +32,7 @@ int pgs__txn_clear(struct pgs_txn *t, const void *prefix, size_t len, struct pgs
 {
     struct pgs_iter *it;
     struct pgs_span key;
-    int rc = pgs__iter_new(t->base, t, prefix, len, &it, err);
+    int rc = pgs__iter_new(NULL, t, prefix, len, &it, err);
     if (rc) return rc;
     while ((rc = pgs__iter_next(it, &key, NULL, err)) == 0) {
         rc = pgs__txn_delete(t, key.p, key.len, err);

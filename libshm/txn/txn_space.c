@@ -47,7 +47,7 @@ int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error 
             rc = fn(ctx, &local);
     }
     t->climbing = false;
-    if (rc == -PGS_EFULL && local.os_errno == 0) return pgs__fail_full(t->s, need_bytes, err);
+    if (rc == -PGS_EFULL) return pgs__fail_full(t->s, need_bytes, local.os_errno, err);
     if (rc && err && err->code == 0) *err = local;
     return rc;
 }

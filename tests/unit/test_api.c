@@ -172,7 +172,9 @@ TEST(keys_are_checked)
         CHECK_ERR(pgs_txn_delete(t, KEY(bad[i]), NULL), PGS_ENOENT);
     }
     CHECK_ERR(pgs_key_check(long_key, sizeof long_key, NULL), PGS_ENAME);
-    CHECK_ERR(pgs_get(pgs_txn_base(t), long_key, sizeof long_key, &o, NULL), PGS_ENOENT);
+    pgs_snapshot *base = pgs_txn_base(t);
+    CHECK_ERR(pgs_get(base, long_key, sizeof long_key, &o, NULL), PGS_ENOENT);
+    pgs_snapshot_unref(base);
     CHECK_ERR(pgs_txn_put(t, KEY("a"), 99, NULL, NULL, 0, NULL), PGS_EINVAL);
     CHECK_ERR(pgs_txn_put(t, KEY("a"), PGS_KIND_ARRAY, NULL, NULL, 0, NULL), PGS_EINVAL);
     CHECK_ERR(pgs_begin(s, 9, &t, NULL), PGS_EINVAL);

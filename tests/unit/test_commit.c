@@ -173,7 +173,7 @@ TEST(a_full_store_says_so_and_can_be_emptied)
     }
     check_store(s);
     CHECK_OK(pgs__make_room(s, NULL, 1, &freed, &err));
-    CHECK_EQ(pgs__fail_full(s, 4000000, &err), -PGS_EFULL);
+    CHECK_EQ(pgs__fail_full(s, 4000000, 0, &err), -PGS_EFULL);
     fprintf(stderr, "    %s\n", err.text);
     CHECK(strstr(err.text, "store full: needs 4.0 MB") && strstr(err.text, "of a quota of 16.0 MB"));
     CHECK(strstr(err.text, "pins version 1 (") || strstr(err.text, "pins versions 1"));

@@ -859,6 +859,34 @@ TEST(a_finished_transaction_refuses_everything)
     pgs_store_unref(s);
 }
 
+static int see_pin(void *ctx, const struct pgs_reader *r)
+{
+    (*(size_t *)ctx)++;
+    return r->n_versions == 0;
+}
+
+TEST(a_finished_transaction_pins_nothing)
+{
+    pgs_store *s = open_memory();
+    for (int aborted = 0; aborted < 2; aborted++) {
+        pgs_txn *t = begin(s);
+        size_t n = 0;
+        CHECK_OK(put_bytes(t, "a", aborted ? "x" : "y"));
+        pgs_snapshot *base = pgs_txn_base(t);
+        CHECK(base != NULL);
+        pgs_snapshot_unref(base);
+        CHECK_OK(pgs_readers(s, see_pin, &n, &err));
+        CHECK_EQ(n, 1);
+        CHECK_OK(aborted ? pgs_txn_abort(t, &err) : pgs_txn_commit(t, NULL, NULL, &err));
+        n = 0;
+        CHECK_OK(pgs_readers(s, see_pin, &n, &err));
+        CHECK_EQ(n, 0);
+        CHECK(pgs_txn_base(t) == NULL);
+        pgs_txn_unref(t);
+    }
+    pgs_store_unref(s);
+}
+
 TEST(a_forked_child_cannot_use_it_and_its_views_are_harmless)
 {
     pgs_store *s = open_memory();
