@@ -179,7 +179,7 @@ def test_moves_and_copies(s):
         t.move("o", "p")
         assert "x" not in t and t["a/y"][0] == 0
     assert list(s) == ["a/y", "p", "z"] and s["z"][0] == 4 and s["a/y"][0] == 0
-    with pytest.raises(KeyError, match="'z'.*delete it first"):
+    with pytest.raises(KeyError, match=r"'z'.*delete it first"):
         s.move("p", "z")
     del s["z"]
     s.move("p", "z")
