@@ -38,6 +38,13 @@ void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s)
     c->s = s;
 }
 
+void pgs__claim_stamp(struct pgs__claim *c)
+{
+    if (c->n_chunks || c->n_taken || c->n_direct) return;
+    c->tag = c->s->tag;
+    c->fork_count = atomic_load(&c->s->fork_count);
+}
+
 bool pgs__run_is_whole(struct pgs_run run)
 {
     return run.page.n % PGS_CHUNK_PAGES == 0 && run.n_pages % PGS_CHUNK_PAGES == 0;
@@ -143,14 +150,13 @@ static int refresh(struct hunt *h)
 
 /* --- chunks ---------------------------------------------------------------------------------------------------------------------- */
 
-static int reserve_owner_words(struct hunt *h, uint64_t chunk)
+int pgs__claim_owner_words(struct pgs__session *s, uint64_t chunk, struct pgs_error *err)
 {
-    struct pgs__session *s = h->c->s;
     struct pgs__space *sp = pgs__space_of(s);
-    if (!sp) return pgs__fail(h->err, PGS_ENOMEM, "no memory for the space table");
+    if (!sp) return pgs__fail(err, PGS_ENOMEM, "no memory for the space table");
     if (chunk < sp->owners_reserved) return 0;
     uint64_t n = pgs__min_u64((chunk / 512 + 1) * 512, PGS__N_OWNERS);
-    int rc = pgs__owner_reserve(&s->ctl, n, h->err);
+    int rc = pgs__owner_reserve(&s->ctl, n, err);
     if (rc) return rc;
     pgs__mutex_lock(&s->space_mx);
     sp->owners_reserved = pgs__max_u64(sp->owners_reserved, n);
@@ -162,7 +168,7 @@ static bool hunt_usable(void *ctx, uint64_t chunk)
 {
     struct hunt *h = ctx;
     if (h->rc || chunk >= PGS__N_OWNERS) return false;
-    h->rc = reserve_owner_words(h, chunk);
+    h->rc = pgs__claim_owner_words(h->c->s, chunk, h->err);
     if (h->rc) return false;
     bool ours = pgs__owner_claim(&h->c->s->ctl, chunk, h->c->tag);
     if (!ours) h->foreign = true;
@@ -510,6 +516,19 @@ static int one_big(struct hunt *h, int kind, uint64_t n_chunks, uint64_t n, bool
     return 0;
 }
 
+/* Chunks of pgs__claim_nodes become ordinary ones: their words are ours already, and what is free there goes to avail. */
+static int adopt_direct(struct hunt *h)
+{
+    struct pgs__claim *c = h->c;
+    int rc = room_for_chunks(h, c->n_direct);
+    while (rc == 0 && c->n_direct > 0) {
+        uint64_t chunk = c->direct[--c->n_direct];
+        keep_chunks(c, chunk, 1);
+        rc = chunk_runs(h, chunk, 1, NULL);
+    }
+    return rc;
+}
+
 struct wanted {
     bool is_node;
     int flags;
@@ -607,16 +626,18 @@ int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_n
     struct hunt h = {.c = c, .l = locked, .locked = locked != NULL, .err = err};
     struct wanted w = {.is_node = is_node, .flags = flags, .n_pages = n_pages, .runs = runs, .max_runs = max_runs};
     PGS_BUG_ON(n_pages == 0 || max_runs == 0);
-    if (c->n_chunks == 0 && c->n_taken == 0) {
-        c->tag = c->s->tag;
-        c->fork_count = atomic_load(&c->s->fork_count);
-    }
+    pgs__claim_stamp(c);
     if (locked)
         h.limit = pgs__page_limit(locked);
     else
         h.l = &h.own;
     int rc = hunt_open(&h);
     if (rc) return rc;
+    if (c->n_direct) {
+        PGS_BUG_ON(!locked);
+        rc = adopt_direct(&h);
+        if (rc) return rc;
+    }
     rc = n_pages > h.limit ? -PGS_EFULL : collect(&h, &w);
     if (rc == -PGS_EFULL) undo(&h, &w);
     if (rc == -PGS_EFULL && h.foreign && h.rc == 0 && !(flags & PGS__ALLOC_NO_NEW) && pgs__sweep(c->s, true) > 0) {
@@ -706,8 +727,10 @@ void pgs__claim_release(struct pgs__claim *c)
 {
     struct pgs__session *s = c->s;
     if (!s) return;
-    if (c->n_chunks && c->tag == s->tag && c->fork_count == atomic_load(&s->fork_count)) /* I5 */
+    if ((c->n_chunks || c->n_direct) && c->tag == s->tag && c->fork_count == atomic_load(&s->fork_count)) { /* I5 */
         for (size_t i = 0; i < c->n_chunks; i++) pgs__owner_release(&s->ctl, c->chunks[i], c->tag);
+        for (unsigned i = 0; i < c->n_direct; i++) pgs__owner_release(&s->ctl, c->direct[i], c->tag);
+    }
     pgs__free(c->chunks);
     pgs__free(c->taken);
     pgs__free(c->avail[0]);
@@ -722,7 +745,8 @@ int pgs__claim_join(struct pgs__claim *to, struct pgs__claim *from)
         pgs__grow(&to->avail[0], &to->cap_avail[0], to->n_avail[0] + from->n_avail[0], sizeof(struct pgs_run)) ||
         pgs__grow(&to->avail[1], &to->cap_avail[1], to->n_avail[1] + from->n_avail[1], sizeof(struct pgs_run)))
         return -PGS_ENOMEM;
-    if (to->n_chunks == 0 && to->n_taken == 0) {
+    PGS_BUG_ON(from->n_direct);
+    if (to->n_chunks == 0 && to->n_taken == 0 && to->n_direct == 0) {
         to->tag = from->tag;
         to->fork_count = from->fork_count;
     }

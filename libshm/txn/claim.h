@@ -17,6 +17,7 @@
 
 #include "libshm/txn/session.h"
 
+#define PGS__MAX_DIRECT 12u
 struct pgs__taken {
     struct pgs_run run;
     bool is_node;
@@ -38,6 +39,8 @@ struct pgs__claim {
         uint64_t chunk, lo, hi;
         int kind; /* of avail */
     } light;
+    uint64_t direct[PGS__MAX_DIRECT]; /* claimed by pgs__claim_nodes: what is free there is in the ledger alone */
+    unsigned n_direct;
 };
 void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s);
 
@@ -52,6 +55,14 @@ enum {
  * max_runs runs in *runs; *n_runs of them. The file is grown as needed. -PGS_EFULL: neither quota nor file system has room (nothing was taken). */
 int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_node, uint64_t n_pages, int flags,
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
+/* n_pages for nodes or the record, under the commit lock, found in a few looks and entered into the ledger at once (claim_nodes.c). In *n_runs runs, ascending as found. 0; 1: not found so
+ * quickly, nothing was taken, ask pgs__claim_alloc; -PGS_E…: the commit fails. */
+enum pgs__life { PGS__SHORT_LIVED, PGS__LONG_LIVED };
+int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life life, uint64_t n_pages,
+                     struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
+/* claim*.c only: note whose claim this is, when it begins; back the owner word of a chunk by memory. */
+void pgs__claim_stamp(struct pgs__claim *c);
+int pgs__claim_owner_words(struct pgs__session *s, uint64_t chunk, struct pgs_error *err);
 /* Give back part of what this claim took (a put replaced within the transaction). It is an error to give what was not taken, or what was recorded. */
 void pgs__claim_give(struct pgs__claim *c, struct pgs_run run, bool is_node);
 /* Commit: enter everything taken into the ledger as used. */
@@ -80,7 +91,8 @@ struct pgs__space {
     uint64_t freed_pages;     /* since the last look at what is resident */
     uint64_t punch_below;     /* chunk below which the punching goes on; 0: from the top */
     /* under the commit lock */
-    void *buf; /* images of the pages that a commit writes */
+    uint64_t node_hint[2]; /* claim_nodes.c, by enum pgs__life: where the log goes on */
+    void *buf;          /* images of the pages that a commit writes */
     size_t buf_bytes;
 };
 struct pgs__space *pgs__space_of(struct pgs__session *s); /* NULL: no memory */

@@ -190,6 +190,7 @@ struct layout {
     uint64_t n_cat, n_meta, n_rec;
     struct pgs_pgno *pages; /* behind the images, in the space's buffer */
     uint64_t n_pages;       /* of pages that are filled in */
+    uint64_t n_quick;       /* runs that pgs__claim_nodes found */
     struct pgs_run record;
     uint8_t *images;
 };
@@ -238,22 +239,31 @@ static int take_nodes(struct pgs__commit *c, struct pgs_pgno *to, uint64_t n, st
     return 0;
 }
 
-/* The usual case: everything in one run. */
-static int take_one_run(struct pgs__commit *c, struct layout *y, uint64_t n, struct pgs_error *err)
+/* Pages of y from the first that has none up to `upto`. */
+static int take_nodes_quickly(struct pgs__commit *c, struct layout *y, enum pgs__life life, uint64_t upto,
+                              struct pgs_error *err)
 {
-    struct pgs_run run;
-    struct pgs_error local = {0};
-    size_t n_runs;
-    int flags = PGS__ALLOC_CONTIGUOUS | PGS__ALLOC_NO_NEW | (c->freeing ? PGS__ALLOC_EMERGENCY : 0);
-    if (n > PGS_CHUNK_PAGES) return -PGS_EFULL;
-    int rc = pgs__claim_alloc(&c->claim, &c->l, true, n, flags, &run, 1, &n_runs, &local);
-    if (rc && rc != -PGS_EFULL && err && err->code == 0) *err = local;
+    struct pgs_run runs[16];
+    size_t n;
+    if (y->n_pages >= upto) return 0;
+    int rc = pgs__claim_nodes(&c->claim, &c->l, life, upto - y->n_pages, runs, PGS_ARRAY_LEN(runs), &n, err);
     if (rc) return rc;
-    uint64_t n_nodes = n - y->n_rec;
-    for (uint64_t i = 0; i < n_nodes; i++) y->pages[i] = (struct pgs_pgno){run.page.n + i};
-    y->n_pages = n_nodes;
-    y->record = (struct pgs_run){{run.page.n + n_nodes}, y->n_rec};
+    for (size_t i = 0; i < n; i++)
+        for (uint64_t k = 0; k < runs[i].n_pages; k++) y->pages[y->n_pages++] = (struct pgs_pgno){runs[i].page.n + k};
+    y->n_quick += n;
     return 0;
+}
+
+/* The usual case: found in a few looks. 1: not everything. What was found is in y. */
+static int take_quickly(struct pgs__commit *c, struct layout *y, struct pgs_error *err)
+{
+    size_t n;
+    if (c->freeing && is_scarce(c->s)) return 1; /* backed pages only: pgs__claim_alloc knows */
+    int rc = take_nodes_quickly(c, y, PGS__LONG_LIVED, y->n_cat, err);
+    if (rc == 0) rc = take_nodes_quickly(c, y, PGS__SHORT_LIVED, y->n_cat + y->n_meta, err);
+    if (rc || y->record.n_pages) return rc;
+    y->n_quick++;
+    return pgs__claim_nodes(&c->claim, &c->l, PGS__SHORT_LIVED, y->n_rec, &y->record, 1, &n, err);
 }
 
 /* What is missing of y, after prepare said how much is needed. The buffer may move: images are made later. */
@@ -270,20 +280,16 @@ static int take_pages(struct pgs__commit *c, struct layout *y, struct pgs_error 
     if (rc) goto out;
     y->pages = (struct pgs_pgno *)(void *)(y->images + (size_t)(n_nodes + y->n_rec) * PGS_PAGE_SIZE);
     if (kept) memcpy(y->pages, kept, (size_t)old * sizeof *kept);
-    if (old == 0 && y->record.n_pages == 0) {
-        rc = take_one_run(c, y, n_nodes + y->n_rec, err);
-        if (rc == 0 || rc != -PGS_EFULL) goto out;
-    }
+    rc = take_quickly(c, y, err);
+    if (rc < 0) goto out;
+    rc = 0;
     if (y->record.n_pages != y->n_rec) {
         size_t n_runs;
         int flags = PGS__ALLOC_CONTIGUOUS | (c->freeing ? PGS__ALLOC_EMERGENCY : 0);
-        if (y->record.n_pages)
-            rc = pgs__ledger_give(&c->l, y->record, true, err);
-        else
-            rc = 0;
+        rc = y->record.n_pages ? pgs__ledger_give(&c->l, y->record, true, err) : 0;
         if (rc == 0) rc = alloc_nodes(c, y->n_rec, flags, &y->record, 1, &n_runs, err);
     }
-    if (rc == 0 && n_nodes > old) rc = take_nodes(c, y->pages + old, n_nodes - old, err);
+    if (rc == 0 && n_nodes > y->n_pages) rc = take_nodes(c, y->pages + y->n_pages, n_nodes - y->n_pages, err);
     y->n_pages = n_nodes;
 out:
     pgs__free(kept);
@@ -305,7 +311,7 @@ static int lay_out(struct pgs__commit *c, struct layout *y, struct pgs_error *er
         size_t first = c->claim.n_taken;
         rc = take_pages(c, y, err);
         if (rc == 0) rc = pgs__claim_record_from(&c->claim, first, &c->l, err);
-        if (rc == 0 && round == 0 && c->claim.n_taken - first <= RUNS_PLANNED) return 0;
+        if (rc == 0 && round == 0 && c->claim.n_taken - first + y->n_quick <= RUNS_PLANNED) return 0;
     }
     return rc ? rc : pgs__fail(err, PGS_EBUG, "the pages of a commit's bookkeeping could not be counted");
 }

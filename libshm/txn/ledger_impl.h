@@ -59,6 +59,9 @@ int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs
 int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node, struct pgs_error *err);
 /* ledger_log.c */
 int pgs__llog_drop(struct pgs__ledger *l, uint64_t version, struct pgs_error *err);
+/* space_find.c: the free run at a cursor under 'N' or 'D', in pages */
+int pgs__lspace_run(struct pgs__ledger *l, const struct pgs__meta_cursor *c, uint64_t *lo, uint64_t *hi,
+                    struct pgs_error *err);
 /* space.c: the file's first two chunks */
 int pgs__lspace_create(struct pgs__ledger *l, struct pgs_error *err);
 

@@ -22,6 +22,12 @@ static int free_run(struct pgs__ledger *l, const struct pgs__meta_cursor *c, uin
     return 0;
 }
 
+int pgs__lspace_run(struct pgs__ledger *l, const struct pgs__meta_cursor *c, uint64_t *lo, uint64_t *hi,
+                    struct pgs_error *err)
+{
+    return free_run(l, c, 1, lo, hi, err);
+}
+
 /* The first n claimable chunks in a row within [lo, hi); true and *first. */
 static bool claim_row(const struct pgs__free_query *q, uint64_t lo, uint64_t hi, uint64_t n, uint64_t *first)
 {

@@ -3,6 +3,7 @@
  */
 #include <pthread.h>
 
+#include "libshm/platform/hash.h"
 #include "tests/unit/commit_fixture.h"
 
 static int alloc(struct pgs__claim *c, bool is_node, uint64_t n, int flags, struct pgs_run *runs, size_t *n_runs)
@@ -219,6 +220,8 @@ static void *work(void *ctx)
         pgs__claim_init(&claim, w->s);
         CHECK_EQ(fill_content(&c, &claim, false, &content, bytes, n, false), 0);
         content.birth = 1;
+        content.xxh = pgs__hash(bytes, n);
+        content.xxh_bytes = n;
         snprintf(key, sizeof key, "w%d", w->id);
         CHECK_EQ(pgs__commit_begin(&c, w->s, NULL, &e), 0);
         CHECK_EQ(pgs__commit_start(&c, true, &e), 0);
