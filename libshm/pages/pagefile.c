@@ -165,7 +165,10 @@ bool pgs__pagefile_holds(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pag
 int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void *buf, uint64_t n_pages,
                      struct pgs_error *err)
 {
-    PGS_BUG_ON(!pgs__pagefile_holds(pf, page.n, n_pages)); /* would grow the file by an odd amount, or worse */
+    /* Never beyond the end: it would grow the file by an odd amount. Claims grow it first, so somebody cut the file short. */
+    if (!pgs__pagefile_holds(pf, page.n, n_pages))
+        return pgs__fail_corrupt(err, "the page file", "the page file was cut short: page %llu lies beyond its end",
+                                 (unsigned long long)page.n);
     int rc = pgs__pwrite_full(pf->fd, buf, (size_t)n_pages << PGS_PAGE_SHIFT, page.n << PGS_PAGE_SHIFT);
     if (rc < 0)
         return pgs__fail_os(err, -rc, "cannot write %llu pages at page %llu", (unsigned long long)n_pages,
