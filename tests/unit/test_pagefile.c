@@ -459,18 +459,24 @@ static void punch_superblock(struct pgs__pagefile *pf)
 {
     pgs__pagefile_punch(pf, 1, 1);
 }
-static void write_beyond(struct pgs__pagefile *pf)
-{
-    uint8_t page[4096] = {0};
-    pgs__pages_write(pf, (struct pgs_pgno){pf->n_pages}, page, 1, NULL);
-}
 TEST(what_would_corrupt_the_store_aborts)
 {
     struct pgs__pagefile pf;
     anonymous(&pf);
     CHECK_OK(pgs__pagefile_grow(&pf, 1, &err));
     CHECK_EQ(child_signal(punch_superblock, &pf), SIGABRT);
-    CHECK_EQ(child_signal(write_beyond, &pf), SIGABRT);
+    pgs__pagefile_fini(&pf);
+}
+
+TEST(a_page_beyond_the_end_is_not_written)
+{
+    struct pgs__pagefile pf;
+    uint8_t page[4096] = {0};
+    anonymous(&pf);
+    CHECK_OK(pgs__pagefile_grow(&pf, 1, &err));
+    struct pgs_pgno end = {pf.n_pages};
+    CHECK_ERR(pgs__pages_write(&pf, end, page, 1, &err), PGS_ECORRUPT);
+    CHECK_EQ(pf.n_pages, end.n);
     pgs__pagefile_fini(&pf);
 }
 
