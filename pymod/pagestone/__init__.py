@@ -44,7 +44,10 @@ def get_include() -> str:
     """The directory of ``pagestone.h``, for C and Cython extensions."""
     from pathlib import Path
 
-    return str(Path(__file__).parent / "include")
+    here = Path(__file__).resolve().parent
+    installed = here / "include"
+    in_sources = here.parents[1] / "libshm" / "include"  # an editable install
+    return str(installed if installed.is_dir() else in_sources)
 
 
 __all__ = [

@@ -210,7 +210,7 @@ def reduce_array(array: Any, protocol: int) -> Any:
     return _load_array, (handle, bytes(out + view))
 
 
-def _load_array(handle: bytes, payload: bytes) -> Any:
+def _load_array(handle: bytes, payload: bytes) -> _core.Array:
     """The Array that a handle describes; the view maps the same pages as the sender's."""
     flags, uuid = payload[0], payload[1:9]
     r = _Reader(payload, 9)
@@ -255,7 +255,7 @@ _unnamed_count = 0
 _unnamed_lock = allocate_lock()
 
 
-def share(a: Any) -> Any:
+def share(a: Any) -> _core.Array:
     """An unnamed :class:`Array` with the contents of `a`, in memory that other processes can map.
 
     It lives while any process uses it: its memory is used again once the last view, in whatever process, is gone (and the

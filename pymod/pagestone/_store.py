@@ -235,7 +235,7 @@ class Store(_core.StoreBase, AtomicMapping):
 
     def create(
         self, key: str, shape: Any, dtype: Any = float, order: str = "C", fill: Any = 0, exist_ok: bool = False
-    ) -> Any:
+    ) -> _core.Array:
         """Create and commit an array of zeros (or `fill`), lazily allocated: 1 TB costs nothing. Returns it, read only.
 
         See :meth:`Transaction.create` for the parameters.
@@ -252,7 +252,8 @@ class Store(_core.StoreBase, AtomicMapping):
             t._make(key, shape, dtype, order, fill, exist_ok)
 
         self._atomic(step)
-        return self[key]
+        array: _core.Array = self[key]
+        return array
 
     def move(self, a: str, b: str) -> None:
         """Rename key `a` to `b` in one transaction; KeyError if there is no `a`, or a `b` already. O(1)."""
