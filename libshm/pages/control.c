@@ -309,7 +309,7 @@ int pgs__ctl_head(struct pgs__ctl *ctl, struct pgs__root *out)
         const uint64_t *cell = cell_words(ctl, gen);
         for (unsigned i = 0; i < CELL_WORDS; i++)
             copy[i] = __atomic_load_n(&cell[i], __ATOMIC_RELAXED);                              /* H2: see H3 */
-        atomic_thread_fence(memory_order_acquire);                                              /* H3, pairs with S1 */
+        pgs__fence_as(memory_order_acquire);                                                    /* H3, pairs with S1 */
         if (atomic_load_explicit(&ctl->c->head_gen, memory_order_relaxed) - gen >= 3) continue; /* H4: may be torn */
         if (copy[0] != gen || copy[CELL_WORDS - 1] != pgs__hash(copy, sizeof(struct pgs__root))) break;
         memcpy(out, copy, sizeof *out);
@@ -328,7 +328,7 @@ void pgs__ctl_stage(struct pgs__ctl *ctl, const struct pgs__root *root)
     memcpy(copy, root, sizeof *root);
     copy[CELL_WORDS - 1] = pgs__hash(root, sizeof *root);
     uint64_t *cell = cell_words(ctl, root->gen);
-    atomic_thread_fence(
+    pgs__fence_as(
         memory_order_release); /* S1: the head that was published before is seen before these. Pairs with H3 */
     for (unsigned i = 0; i < CELL_WORDS; i++) {
         __atomic_store_n(&cell[i], copy[i], __ATOMIC_RELAXED); /* S2: read between H1 and H4 only */

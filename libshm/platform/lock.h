@@ -30,6 +30,22 @@ void pgs__mutex_destroy(struct pgs__mutex *m);
 void pgs__mutex_lock(struct pgs__mutex *m);
 void pgs__mutex_unlock(struct pgs__mutex *m);
 
+/* --- fences ----------------------------------------------------------------------------------------------------- */
+#if defined(__SANITIZE_THREAD__)
+#define PGS__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PGS__TSAN 1
+#endif
+#endif
+#ifdef PGS__TSAN
+/* ThreadSanitizer knows no fences. A read-modify-write of one word stands in for them: it orders at least as much, and it sees that. */
+extern _Atomic uint32_t pgs__fence_word; /* mutex.c */
+#define pgs__fence_as(order) ((void)(order), (void)atomic_fetch_add(&pgs__fence_word, 0))
+#else
+#define pgs__fence_as(order) atomic_thread_fence(order)
+#endif
+
 /* --- the robust mutex in shared memory -------------------------------------------------------------------------- */
 struct pgs__robust { /* lives in the control file; 128 bytes reserved there */
     pthread_mutex_t m;

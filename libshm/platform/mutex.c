@@ -41,6 +41,10 @@ void pgs__rank_pop(int rank)
 }
 #endif
 
+#ifdef PGS__TSAN
+_Atomic uint32_t pgs__fence_word;
+#endif
+
 void pgs__mutex_init(struct pgs__mutex *m, enum pgs__lock_rank rank)
 {
     PGS_BUG_ON(pthread_mutex_init(&m->m, NULL) != 0);

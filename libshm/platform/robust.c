@@ -34,16 +34,8 @@ int pgs__robust_init(struct pgs__robust *r)
     return rc ? -PGS_ENOTSUP : 0;
 }
 
-#if defined(__SANITIZE_THREAD__)
-#define UNDER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define UNDER_TSAN 1
-#endif
-#endif
-
 /* Wait for at most `ns`; 0 or an errno value. */
-#ifdef UNDER_TSAN
+#ifdef PGS__TSAN
 /* ThreadSanitizer of gcc 12 does not see clocklock, nor that a timedlock with EOWNERDEAD has locked: poll. */
 static int lock_slice(struct pgs__robust *r, int64_t ns)
 {

@@ -15,7 +15,7 @@
 /* The two fences of the pin protocol. On x86 a locked instruction; elsewhere a full barrier. */
 static inline void pgs__fence(void)
 {
-    atomic_thread_fence(memory_order_seq_cst);
+    pgs__fence_as(memory_order_seq_cst);
 }
 static inline bool pgs__on_disk(const struct pgs__pagefile *pf)
 {
