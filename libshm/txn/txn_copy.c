@@ -61,6 +61,7 @@ static int share_content(struct pgs_txn *t, const struct pgs__content *from, str
     if (rc == 0) rc = pgs__content_runs(&t->s->pf, from, 0, UINT64_MAX, share_run, &s, err);
     if (rc == 0) rc = pgs__txn_finish_edit(t, NULL, s.e, own, out, err);
     out->xxh = from->xxh;
+    out->xxh_bytes = from->xxh_bytes;
     pgs__content_edit_free(s.e);
     return rc;
 }
