@@ -206,7 +206,7 @@ static int put_strided(pgs_txn *t, const struct key *k, PyArrayObject *a, const 
     struct pgs_error err = {0};
     pgs_view *v = NULL;
     int rc;
-    CORE_BLOCKING(rc = pgs_txn_empty(t, k->p, (size_t)k->len, type, &v, &err));
+    CORE_BLOCKING(rc = pgs_txn_replace(t, k->p, (size_t)k->len, type, &v, &err));
     if (rc < 0) return core_raise_int(rc, &err);
     ViewObject *view = (ViewObject *)view_wrap(v, 1);
     if (!view) return -1;

@@ -117,7 +117,14 @@ int pgs_txn_empty(pgs_txn *t, const void *key, size_t len, const struct pgs_type
                   struct pgs_error *err)
 {
     int rc = check_key(key, len, err);
-    return rc ? rc : pgs__txn_empty(t, key, len, type, out, err);
+    return rc ? rc : pgs__txn_empty(t, key, len, type, false, out, err);
+}
+
+int pgs_txn_replace(pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, pgs_view **out,
+                    struct pgs_error *err)
+{
+    int rc = check_key(key, len, err);
+    return rc ? rc : pgs__txn_empty(t, key, len, type, true, out, err);
 }
 
 int pgs_txn_create(pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, struct pgs_error *err)

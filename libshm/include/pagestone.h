@@ -250,6 +250,9 @@ PGS_PUBLIC int pgs_txn_put(pgs_txn *t, const void *key, size_t len, enum pgs_kin
 /* A new array in the store's own memory, to be filled in place: committing copies nothing. Reserved at once (-PGS_EFULL here). Contents start as zeros. */
 PGS_PUBLIC int pgs_txn_empty(pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, pgs_view **out,
                              struct pgs_error *err);
+/* The same in place of whatever the key held, as pgs_txn_put; a failure leaves that as it was. */
+PGS_PUBLIC int pgs_txn_replace(pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, pgs_view **out,
+                               struct pgs_error *err);
 /* A new, lazily allocated array of zeros. */
 PGS_PUBLIC int pgs_txn_create(pgs_txn *t, const void *key, size_t len, const struct pgs_type *type,
                               struct pgs_error *err);

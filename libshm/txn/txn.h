@@ -235,8 +235,8 @@ int pgs__type_object(const struct pgs_type *type, struct pgs__object *o,
 
 /* --- arrays in memory (txn_edit.c, txn_rows.c) ---------------------------------------------------------------------------- */
 int pgs__txn_create(struct pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, struct pgs_error *err);
-int pgs__txn_empty(struct pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, struct pgs_view **out,
-                   struct pgs_error *err);
+int pgs__txn_empty(struct pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, bool replace,
+                   struct pgs_view **out, struct pgs_error *err);
 int pgs__txn_edit(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err);
 int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err);
 int pgs__array_open_locked(struct pgs_txn *t, struct pgs__op *op,

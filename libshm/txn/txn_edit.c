@@ -249,7 +249,8 @@ int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_vie
 }
 
 /* --- new arrays ---------------------------------------------------------------------------------------------------------------------- */
-static int create_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_type *type, struct pgs_error *err)
+static int create_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_type *type, bool replace,
+                         struct pgs_error *err)
 {
     struct pgs__object o;
     struct pgs__own own = {0};
@@ -257,7 +258,7 @@ static int create_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs
     size_t rec_len;
     int rc = pgs__type_object(type, &o, err);
     if (rc) return rc;
-    if (pgs__op_exists(t, op))
+    if (!replace && pgs__op_exists(t, op))
         return pgs__fail(err, PGS_EEXIST, "there is a key '%.*s' already; delete it first", (int)op->len,
                          (const char *)op->key);
     rc = pgs__op_name_fits(t, op, PGS_KIND_ARRAY, err);
@@ -282,7 +283,7 @@ int pgs__txn_create(struct pgs_txn *t, const void *key, size_t len, const struct
     int rc = pgs__txn_lock(t, err);
     if (rc) return rc;
     rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) rc = create_locked(t, op, type, err);
+    if (rc == 0) rc = create_locked(t, op, type, false, err);
     pgs__txn_unlock(t);
     return rc;
 }
@@ -312,11 +313,17 @@ static int take_fresh(void *ctx, struct pgs_error *err)
     return rc;
 }
 
-static int empty_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_type *type, struct pgs_error *err)
+static int empty_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_type *type, bool replace,
+                        struct pgs_error *err)
 {
     struct fresh f = {.t = t};
-    int rc = create_locked(t, op, type, err);
-    if (rc) return rc;
+    struct pgs__pend *old = op->now; /* comes back if there is no room */
+    if (old && old != &t->deleted) old->refs++;
+    int rc = create_locked(t, op, type, replace, err);
+    if (rc) {
+        if (old) pgs__pend_drop(t, old);
+        return rc;
+    }
     struct pgs__pend *p = op->now;
     rc = pgs__array_open_locked(t, op, err);
     if (rc) goto undo;
@@ -332,24 +339,27 @@ static int empty_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_
             if (rc == 0) rc = publish_memory(t, p, &mem, err);
             if (rc) goto undo;
             p->a->fresh = true;
-            return 0;
+            goto done;
         }
     }
     rc = pgs__array_map_locked(t, op, err); /* copied to the reserved pages at commit */
-    if (rc == 0) return 0;
+    if (rc) goto undo;
+done:
+    if (old) pgs__pend_drop(t, old);
+    return 0;
 undo:
-    pgs__op_set(t, op, op->base.p ? &t->deleted : NULL);
+    pgs__op_set(t, op, old);
     return rc;
 }
 
-int pgs__txn_empty(struct pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, struct pgs_view **out,
-                   struct pgs_error *err)
+int pgs__txn_empty(struct pgs_txn *t, const void *key, size_t len, const struct pgs_type *type, bool replace,
+                   struct pgs_view **out, struct pgs_error *err)
 {
     struct pgs__op *op;
     int rc = pgs__txn_lock(t, err);
     if (rc) return rc;
     rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) rc = empty_locked(t, op, type, err);
+    if (rc == 0) rc = empty_locked(t, op, type, replace, err);
     if (rc == 0) *out = pgs_view_ref(op->now->a->view);
     pgs__txn_unlock(t);
     return rc;
