@@ -5,6 +5,9 @@
  * in it without remapping, and a page's address is one addition. Where address space is short (RLIMIT_AS, sanitizers, a file
  * system whose files end earlier) the pages beyond the window are reached through segments that are mapped at first use.
  *
+ * A process has 128 TiB for everything. Each further store therefore gets half of what is left of WINDOWS_MAX, so that a process may have any number of
+ * them open and never meets the end of its addresses because of us.
+ *
  *   W1  Nothing is unmapped before pgs__window_fini: an address once given stays readable.
  *   W2  A segment maps one chunk more than its own pages, so that no run of up to a chunk ever crosses two of them.
  *   W3  No address is given for a page that was not inside the file by fstat of the right inode.
@@ -32,6 +35,7 @@
 #ifndef WINDOW_MAX
 #define WINDOW_MAX (PGS__MAX_PAGES << PGS_PAGE_SHIFT)
 #endif
+#define WINDOWS_MAX (2 * WINDOW_MAX)
 #define WINDOW_MIN (1ull << 30) /* below this, segments serve as well */
 #define SEGMENT_MIN (64ull << 20)
 #define SEGMENT_MAX (1ull << 30)
@@ -66,19 +70,35 @@ static void unmap_read(const uint8_t *p, uint64_t len)
     pgs__vm_uncharge(1);
 }
 
-/* The largest mapping that the kernel grants: ext4 ends one block below 16 TiB, RLIMIT_AS or 39-bit addresses earlier. */
+/* Bytes of all windows of this process, and how many there may be. Relaxed: two stores opened at once may overshoot a little, which the halving forgives. */
+static _Atomic uint64_t windows_bytes;
+static _Atomic uint64_t windows_max = WINDOWS_MAX;
+
+static uint64_t window_share(void)
+{
+    uint64_t max = atomic_load_explicit(&windows_max, memory_order_relaxed),
+             used = atomic_load_explicit(&windows_bytes, memory_order_relaxed);
+    uint64_t share = used < max ? ((max - used) / 2) & ~(PGS_CHUNK_SIZE - 1) : 0;
+    return pgs__min_u64(share, WINDOW_MAX);
+}
+
+/* The largest mapping that the kernel grants: ext4 ends one block below 16 TiB, 39-bit addresses earlier. */
 static void window_map(struct pgs__pagefile *pf)
 {
-    uint64_t len = WINDOW_MAX;
-    bool shaved = false;
+    uint64_t len = window_share();
+    bool shaved = false, crowded = false;
     while (len >= WINDOW_MIN) {
         int rc = 0;
         const uint8_t *p = map_read(pf, 0, len, &rc);
         if (p) {
             pf->window = p;
             pf->window_pages = len >> PGS_PAGE_SHIFT;
+            uint64_t used = atomic_fetch_add_explicit(&windows_bytes, len, memory_order_relaxed) + len;
+            if (crowded) /* at least as much again was not there: the rest is not for us */
+                atomic_store_explicit(&windows_max, used + len / 2, memory_order_relaxed);
             return;
         }
+        crowded = crowded || rc == -ENOMEM;
         if (!shaved) {
             len -= PGS_CHUNK_SIZE;
             shaved = true;
@@ -164,7 +184,11 @@ static int segment_at(struct pgs__pagefile *pf, uint64_t page, uint64_t n_pages,
 
 void pgs__window_fini(struct pgs__pagefile *pf)
 {
-    if (pf->window) unmap_read(pf->window, pf->window_pages << PGS_PAGE_SHIFT);
+    if (pf->window) {
+        unmap_read(pf->window, pf->window_pages << PGS_PAGE_SHIFT);
+        atomic_fetch_sub_explicit(&windows_bytes, pf->window_pages << PGS_PAGE_SHIFT,
+                                  memory_order_relaxed); /* as above */
+    }
     struct pgs__segments *s = atomic_load(&pf->segments);
     for (uint64_t i = 0; s && i < s->n; i++) {
         const uint8_t *first = atomic_load(&s->first[i]);
@@ -229,6 +253,12 @@ static uint64_t verified_key(const struct pgs_ptr *ptr)
     return key ? key : 1; /* 0 is an empty entry */
 }
 
+/* Of bytes whose structure nobody looked at: never taken for a validated page. */
+static uint64_t hashed_key(const struct pgs_ptr *ptr, uint64_t n_pages)
+{
+    return pgs__mix(verified_key(ptr) + n_pages);
+}
+
 static _Atomic uint64_t *verified_slot(struct pgs__pagefile *pf, uint64_t key)
 {
     return &pf->verified[key & ((1u << PGS__VERIFIED_BITS) - 1)];
@@ -267,8 +297,7 @@ int pgs__page_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint
         int rc = locate(pf, ptr->page, n_pages, &p);
         if (rc) return explain(rc, pf, ptr->page, n_pages, what, err);
     }
-    uint64_t key = verified_key(ptr);
-    if (n_pages != 1 || !validate) key = pgs__mix(key + n_pages); /* never taken for a validated page */
+    uint64_t key = n_pages != 1 || !validate ? hashed_key(ptr, n_pages) : verified_key(ptr);
     if (PGS_UNLIKELY(!verified_has(pf, key))) {
         int rc = verify(ptr, n_pages, what, validate, p, err);
         if (rc) return rc;
@@ -281,4 +310,9 @@ int pgs__page_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint
 void pgs__page_mark_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr)
 {
     verified_add(pf, verified_key(ptr));
+}
+
+void pgs__page_mark_hashed(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint64_t n_pages)
+{
+    verified_add(pf, hashed_key(ptr, n_pages));
 }
