@@ -76,6 +76,7 @@ uint64_t pgs__control_layout(void)
         PGS__CTL_POISONED,
         PGS__CTL_NEEDS_REPAIR,
         PGS__CTL_SCARCE,
+        PGS__CTL_WEAK,
         sizeof(struct pgs_ptr),
         FIELD(pgs_ptr, page),
         FIELD(pgs_ptr, birth),

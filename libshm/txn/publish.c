@@ -3,12 +3,15 @@
  *
  *   durability  superblock                      barriers                        durable_gen after the commit
  *   memory      at each commit                  none                            this generation
- *   none        at each commit, marked weak     none                            this generation: reuse is not gated, a power loss ends the store
+ *   none        at each commit, marked weak     after the first one             this generation: reuse is not gated, a power loss ends the store
  *   ordered     by time, bytes, ceiling, close  before and after                the last one with a superblock
  *   full        at each commit                  before and after                this generation
  *
  * The linearization point is the store of head_gen. A process killed between superblock and head_gen leaves the superblock ahead; the next owner of the lock finishes (recover.c). A barrier that
  * fails poisons the store: the page cache says clean what the disk does not have, so nothing written later may build on it.
+ *
+ * "none" must not leave a steady superblock as the newest one on the medium: what it names is written over as soon as this generation counts as durable, and a power loss would
+ * bring it back, torn. So the first weak superblock after a steady one gets a barrier (PGS__CTL_WEAK says that this was done), and only then reuse goes on.
  *
  * Version numbers: each superblock reserves those below its ceiling. A commit that would reach it writes a new one first, whatever the durability, so no number is given out that
  * a power loss could make forgotten. ceiling 0 in the control file means: ask for a superblock at the next commit.
@@ -145,6 +148,7 @@ static int super_steady(struct pgs__session *s, const struct pgs__root *root, ui
     int rc = PGS_PLANTED(1) ? 0 : pgs__pagefile_barrier(&s->pf, err);
     if (rc) goto poison;
     PGS_KILL_POINT("before_super");
+    atomic_fetch_and(&s->ctl.c->flags, ~(uint64_t)PGS__CTL_WEAK); /* before: a death in between costs one barrier */
     rc = pgs__super_put(s, root, flags, ceiling, err);
     PGS_KILL_POINT("after_super");
     if (rc) return rc;
@@ -159,13 +163,25 @@ poison:
     return rc;
 }
 
+int pgs__weaken(struct pgs__session *s, uint64_t durable_seq, struct pgs_error *err)
+{
+    if (atomic_load(&s->ctl.c->flags) & PGS__CTL_WEAK) return 0;
+    int rc = pgs__pagefile_barrier(&s->pf, err);
+    if (rc == 0)
+        atomic_fetch_or(&s->ctl.c->flags, PGS__CTL_WEAK);
+    else
+        pgs__poison(s, durable_seq);
+    return rc;
+}
+
 static int super_loose(struct pgs__session *s, const struct pgs__root *root, uint64_t flags, struct pgs_error *err)
 {
-    uint64_t floor = atomic_load(&s->ctl.c->version_floor);
+    uint64_t durable_seq = atomic_load(&s->ctl.c->super_seq), floor = atomic_load(&s->ctl.c->version_floor);
     uint64_t ceiling = pgs__max_u64(root->version + (pgs__on_disk(&s->pf) ? CEILING_AHEAD : 1), floor);
     PGS_KILL_POINT("before_super");
     int rc = pgs__super_put(s, root, flags, ceiling, err);
     PGS_KILL_POINT("after_super");
+    if (rc == 0 && flags & PGS__SUPER_WEAK) rc = pgs__weaken(s, durable_seq, err);
     if (rc == 0) atomic_store(&s->ctl.c->version_ceiling, ceiling);
     return rc;
 }
@@ -173,7 +189,7 @@ static int super_loose(struct pgs__session *s, const struct pgs__root *root, uin
 static bool barrier_due(struct pgs__session *s, const struct pgs__root *root)
 {
     struct pgs__control *c = s->ctl.c;
-    return pgs__clock_boot_ns() - atomic_load(&c->barrier_ns) >= BARRIER_NS ||
+    return atomic_load(&c->flags) & PGS__CTL_WEAK || pgs__clock_boot_ns() - atomic_load(&c->barrier_ns) >= BARRIER_NS ||
            atomic_load(&c->barrier_bytes) >= BARRIER_BYTES || root->version >= atomic_load(&c->version_ceiling);
 }
 

@@ -18,7 +18,10 @@
 static int finish(struct pgs__session *s, const struct pgs__super *super, struct pgs_error *err)
 {
     bool weak = super->flags & PGS__SUPER_WEAK;
-    if (pgs__on_disk(&s->pf) && !weak) { /* the dead owner's second barrier, perhaps not reached */
+    if (weak) {
+        int rc = pgs__weaken(s, super->seq - 1, err);
+        if (rc) return rc;
+    } else if (pgs__on_disk(&s->pf)) { /* the dead owner's second barrier, perhaps not reached */
         int rc = pgs__pagefile_barrier(&s->pf, err);
         if (rc) {
             pgs__poison(s, super->seq - 1);

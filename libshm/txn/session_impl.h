@@ -69,6 +69,8 @@ int pgs__super_put(struct pgs__session *s, const struct pgs__root *root, uint64_
 /* The last use of this process: what pgs_close promises. */
 void pgs__session_settle(struct pgs__session *s);
 void pgs__poison(struct pgs__session *s, uint64_t durable_seq);
+/* After a weak superblock, under the commit lock: make sure that the medium has one. durable_seq: the newest steady one's, should the barrier fail. */
+int pgs__weaken(struct pgs__session *s, uint64_t durable_seq, struct pgs_error *err);
 
 /* --- found.c: a new store -------------------------------------------------------------------------------------------------- */
 /* Fill an empty page file: first generation, both superblocks, on disk down to the medium. *root, *created_ns. */

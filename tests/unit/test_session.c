@@ -327,6 +327,40 @@ TEST(durability_none_survives_kills_and_closing_but_admits_a_power_loss)
     CHECK_EQ(try_open(PGS_MODE_A), 0);
 }
 
+/* What the medium has for certain of the superblocks: as they were at the last barrier. */
+static uint8_t *synced_supers; /* shared: two pages */
+static int keeping_fdatasync(int fd)
+{
+    for (int i = 0; i < 2; i++) {
+        off_t at = i ? PGS__SUPER_PAGE_1 * (off_t)PGS_PAGE_SIZE : 0;
+        CHECK(pread(fd, synced_supers + (size_t)i * PGS_PAGE_SIZE, PGS_PAGE_SIZE, at) == PGS_PAGE_SIZE);
+    }
+    return pgs__file_ops_real.fdatasync(fd);
+}
+
+/* What a steady superblock names may be written over under "none": it must not be what a power loss leaves. */
+TEST(durability_none_leaves_no_older_superblock_to_come_back_to)
+{
+    static struct pgs__file_ops ops;
+    ops = pgs__file_ops_real;
+    ops.fdatasync = keeping_fdatasync;
+    synced_supers = mmap(NULL, 2 * PGS_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(synced_supers != MAP_FAILED);
+    on_disk();
+    commits_then_close(PGS_DUR_NONE, 2); /* steady */
+    int fd = open(in_store("pages"), O_RDONLY);
+    keeping_fdatasync(fd);
+    close(fd);
+    pgs__file_ops = &ops;
+    commits_then_kill(0, 2);
+    pgs__file_ops = &pgs__file_ops_real;
+    overwrite(in_store("pages"), 0, synced_supers, PGS_PAGE_SIZE);
+    overwrite(in_store("pages"), PGS__SUPER_PAGE_1 * PGS_PAGE_SIZE, synced_supers + PGS_PAGE_SIZE, PGS_PAGE_SIZE);
+    other_boot();
+    supers_of_other_boot();
+    CHECK_ERR(try_open(PGS_MODE_RPLUS), PGS_ECORRUPT);
+}
+
 TEST(a_copied_store_is_a_store)
 {
     in_memory();
@@ -553,6 +587,28 @@ TEST(ordered_batches_barriers_by_time_and_bytes)
     CHECK_OK(tiny_commit(s, &err));
     pgs__session_unref(s);
     CHECK(strcmp(sequence, "dbSb") == 0); /* by closing */
+}
+
+TEST(none_makes_its_first_superblock_weak_for_good_and_then_syncs_no_more)
+{
+    static struct pgs__file_ops ops;
+    ops = pgs__file_ops_real;
+    ops.fdatasync = noting_fdatasync;
+    ops.pwrite = noting_pwrite;
+    pgs__file_ops = &ops;
+    on_disk();
+    struct pgs__session *s = must_open(PGS_MODE_A, PGS_DUR_NONE);
+    sequence[0] = 0;
+    CHECK_OK(tiny_commit(s, &err));
+    CHECK(strcmp(sequence, "dSb") == 0);
+    sequence[0] = 0;
+    CHECK_OK(tiny_commit(s, &err));
+    CHECK(strcmp(sequence, "dS") == 0);
+    CHECK_OK(pgs__make_durable(s, NULL, &err)); /* steady again */
+    sequence[0] = 0;
+    CHECK_OK(tiny_commit(s, &err));
+    CHECK(strcmp(sequence, "dSb") == 0);
+    pgs__session_unref(s);
 }
 
 /* --- pins of one process --------------------------------------------------------------------------------------------------------------- */
