@@ -39,7 +39,9 @@ def say(text: str) -> None:
 def progress(done: int, total: int, what: str) -> None:
     if sys.stderr.isatty():
         bar = "#" * (30 * done // total)
-        print(f"\r  [{bar:<30}] {done:>4}/{total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(
+            f"\r  [{bar:<30}] {done:>4}/{total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True
+        )
     elif done == total or done % max(1, total // 4) == 0:
         say(f"  {done}/{total} {what}")
 
@@ -57,7 +59,9 @@ def load_tables() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         flights = pd.read_csv(f)
     weather = pd.read_csv(data / "weather.csv")
     airlines = pd.read_csv(data / "airlines.csv")
-    hourly = weather.drop_duplicates(["origin", "time_hour"])[["origin", "time_hour", "precip", "wind_speed", "visib", "temp"]]
+    hourly = weather.drop_duplicates(["origin", "time_hour"])[
+        ["origin", "time_hour", "precip", "wind_speed", "visib", "temp"]
+    ]
     flights = flights.merge(hourly, on=["origin", "time_hour"], how="left")
     return flights, weather, airlines
 
@@ -253,14 +257,19 @@ def run(path: str) -> None:
         say(f"  the writer made versions {old.version + 1} to {s.version}; torn totals seen by workers: {torn}")
         assert torn == 0 and s.version == old.version + N_CORRECTIONS
         assert float(np.nansum(old["flights/arr_delay"])) == before == old["total"]
-        say(f"  the old reader still sees version {old.version}: total delay {before:,.0f} min; now {s['total']:,.0f} min")
+        say(
+            f"  the old reader still sees version {old.version}: total delay {before:,.0f} min; now {s['total']:,.0f} min"
+        )
         check = s.check()
         assert check.ok and check.leaked == 0, check.errors
         say(f"  after the kill: check() ok, {check.objects} objects, {check.versions} versions, 0 pages leaked")
 
         say("\nmemory of each worker (PSS, MiB; the store's pages are shared by all):")
         for pid, (pss, mine) in sorted(memory.items()):
-            say(f"  worker {pid}: {pss / 1024:6.1f}, of it the store {mine / 1024:5.1f}")
+            known = (
+                f"{pss / 1024:6.1f}, of it the store {mine / 1024:5.1f}" if pss else "not known: /proc is not mounted"
+            )
+            say(f"  worker {pid}: {known}")
 
         names = ("flights/arr_delay", "flights/carrier", "flights/hour", "flights/rain", "flights/wind")
         arrays = {k: np.array(old[k]) for k in names}

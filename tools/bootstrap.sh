@@ -42,14 +42,20 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     echo "installing Debian packages:$missing"
-    $sudo apt-get update -qq >/dev/null
+    log=$(mktemp)
+    export DEBIAN_FRONTEND=noninteractive
+    $sudo apt-get update -qq >"$log" 2>&1 || true # a stale list may still do
     for package in $missing; do
-        DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$package" >/dev/null ||
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >>"$log" 2>&1 ||
             case $package in
             libpython*-testsuite) echo "no package $package here: the tests that use CPython's own suite will skip" ;;
-            *) exit 1 ;;
+            *)
+                cat "$log" >&2
+                exit 1
+                ;;
             esac
     done
+    rm -f "$log"
 fi
 
 [ -x "$venv/bin/python" ] || {

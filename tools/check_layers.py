@@ -1,6 +1,6 @@
 """Check that no layer of libshm includes a higher one, and that fuse/ and pymod/ include only the public header.
 
-    python tools/check_layers.py        exit status 1 and one line per offence
+python tools/check_layers.py        exit status 1 and one line per offence
 """
 
 from __future__ import annotations

@@ -53,7 +53,13 @@ def run(suite: Suite) -> Result:
     start = time.monotonic()
     try:
         p = subprocess.run(
-            suite.command, cwd=ROOT, env={**os.environ, **suite.env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT_S
+            suite.command,
+            cwd=ROOT,
+            env={**os.environ, **suite.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT_S,
         )
         output, rc = p.stdout.decode(errors="replace"), p.returncode
     except subprocess.TimeoutExpired as e:
@@ -69,7 +75,9 @@ def suites(unit: Path, only: str, second: bool) -> list[Suite]:
     python = [sys.executable, "-m", "pytest", "-q", "-rs", "--tb=short"]
     c = sorted(p for p in unit.glob("test_*") if os.access(p, os.X_OK) and not p.suffix)
     scripts = sorted((ROOT / "tests").glob("*/*.test.sh"))
-    py = sorted(p for folder in ("py", "isolated", "typing", "crash", "mp") for p in (ROOT / "tests" / folder).glob("test_*.py"))
+    py = sorted(
+        p for folder in ("py", "isolated", "typing", "crash", "mp") for p in (ROOT / "tests" / folder).glob("test_*.py")
+    )
     passes: list[tuple[str, dict[str, str]]] = [("", {})]
     if second:
         passes.append((" (old kernel)", {"PAGESTONE_WITHOUT": WITHOUT}))
@@ -77,7 +85,11 @@ def suites(unit: Path, only: str, second: bool) -> list[Suite]:
     for label, env in passes:
         found += [Suite(p.name + label, [str(p)], env) for p in c]
         found += [Suite(p.name + label, ["sh", str(p), str(unit)], env) for p in scripts if not label]
-        found += [Suite(p.name + label, [*python, str(p)], {**env, "PAGESTONE_UNIT_DIR": str(unit)}) for p in py if not (label and p.parent.name == "typing")]
+        found += [
+            Suite(p.name + label, [*python, str(p)], {**env, "PAGESTONE_UNIT_DIR": str(unit)})
+            for p in py
+            if not (label and p.parent.name == "typing")
+        ]
     return [s for s in found if only in s.name]
 
 
@@ -97,10 +109,15 @@ def main() -> int:
             results.append(r)
             with lock:
                 mark = "FAILED" if r.failed else "ok"
-                print(f"[{len(results)}/{len(todo)}] {mark:6} {r.suite.name:<48} {r.passed} passed, {r.failed} failed, {r.skipped} skipped  {r.seconds:.1f} s", flush=True)
+                print(
+                    f"[{len(results)}/{len(todo)}] {mark:6} {r.suite.name:<48} {r.passed} passed, {r.failed} failed, {r.skipped} skipped  {r.seconds:.1f} s",
+                    flush=True,
+                )
                 if r.failed:
                     print("\n".join(r.output.splitlines()[-80:]), flush=True)
-    reasons = sorted({line.strip() for r in results for line in r.output.splitlines() if line.startswith(("SKIPPED", "skipped:"))})
+    reasons = sorted(
+        {line.strip() for r in results for line in r.output.splitlines() if line.startswith(("SKIPPED", "skipped:"))}
+    )
     if reasons:
         print("skipped, and why:")
         print("\n".join(f"  {line[:200]}" for line in reasons))
