@@ -9,6 +9,8 @@
  */
 #include "pymod/core.h"
 
+#define MAY_BE_COPIED 4096u /* views of smaller objects may be copies, which pin nothing */
+
 static size_t extra_offset;
 
 static struct core_array_extra *array_extra(PyObject *a)
@@ -88,9 +90,8 @@ static ProvObject *prov_new(PyObject *store, PyObject *key, PyArray_Descr *store
     p->dtype = (PyObject *)own;
     p->view = (ViewObject *)Py_NewRef((PyObject *)view);
     p->unnamed = 0;
-    p->gen = pgs_view_gen(view->v);
-    p->sn = p->gen ? NULL : pgs_snapshot_ref(sn);
-    p->gen = p->gen ? p->gen : pgs_snapshot_gen(sn);
+    p->sn = n_bytes < MAY_BE_COPIED ? pgs_snapshot_ref(sn) : NULL;
+    p->gen = pgs_snapshot_gen(sn);
     p->version = pgs_snapshot_version(sn);
     p->id = id;
     p->n_bytes = n_bytes;

@@ -103,7 +103,7 @@ typedef struct {                   /* where an Array's memory came from */
     PyObject *dtype; /* of the stored object */
     ViewObject *view;
     pgs_snapshot
-        *sn; /* of views that pin nothing (small objects): keeps the generation that a handle names; else NULL */
+        *sn; /* of small objects, whose views may pin nothing: keeps the generation that a handle names; else NULL */
     uint64_t version, gen, id, n_bytes;
     char *addr;
 } ProvObject;

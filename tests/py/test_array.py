@@ -81,6 +81,12 @@ def test_a_large_strided_array(store):
     base = np.arange(2_000_000.0).reshape(1000, 2000)
     store["s"] = base[::2, ::-3]
     np.testing.assert_array_equal(store["s"], base[::2, ::-3])
+    store["s"] = base[::-2, ::-3]
+    with store.begin() as t:
+        t["s"] = base[1::2, ::-3]
+        t["u"] = base[::2, ::-3]
+    np.testing.assert_array_equal(store["s"], base[1::2, ::-3])
+    np.testing.assert_array_equal(store["u"], base[::2, ::-3])
     store["t"] = base.reshape(10, 100, 2000).transpose(2, 0, 1)
     np.testing.assert_array_equal(store["t"], base.reshape(10, 100, 2000).transpose(2, 0, 1))
 

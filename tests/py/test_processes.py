@@ -277,49 +277,50 @@ def test_fork_while_threads_work(store):
 # --- read-only users ---------------------------------------------------------------------------------------------------------------
 
 
+def read_as_somebody_else(path, conn):
+    os.setuid(12345)
+    conn.recv()
+    s = ps.open(path, "r")
+    x, snap = s["x"], s.snapshot()
+    conn.send("ready")
+    conn.recv()
+    assert x.sum() == sum(range(100_000)) and snap["x"][7] == 7 and s["x"][0] == 9 and s.version > snap.version
+    for write in (lambda: s.__setitem__("y", 1), s.begin, s.gc, lambda: s.tag("t")):
+        with pytest.raises(ps.ReadOnlyError):
+            write()
+    with pytest.raises((PermissionError, ps.ReadOnlyError)):
+        ps.open(path, "r+")
+    assert s.wait(0, timeout=5) == s.version and s.log() and s.versions and s.stat().objects == 2
+    conn.send((s["p"], x[5:]))
+    assert conn.recv() == "done"
+
+
 def test_readers_without_write_permission(shm_path):
     if os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
+    a, b = FORK.Pipe()
+    p = start(read_as_somebody_else, shm_path, b)  # before anything is open here
     s = ps.open(shm_path, history=0)
     s["x"] = np.arange(100_000.0)
     s["p"] = {1, 2}
-    os.chmod(os.path.dirname(shm_path), 0o755)
-    os.chmod(shm_path, 0o755)
+    for name in ("..", "."):
+        os.chmod(os.path.join(shm_path, name), 0o755)
     for name in os.listdir(shm_path):
         os.chmod(os.path.join(shm_path, name), 0o644)
-    code = f"""
-import os, sys
-sys.path[:0] = {[p for p in sys.path if p]!r}
-import numpy as np, pagestone as ps
-os.setuid(12345)
-s = ps.open(sys.argv[1], "r")
-x, snap = s["x"], s.snapshot()
-print("ready", flush=True)
-sys.stdin.readline()
-assert x.sum() == sum(range(100_000)) and snap["x"][7] == 7 and s["x"][0] == 9 and s.version > snap.version
-try:
-    s["y"] = 1
-except ps.ReadOnlyError:
-    pass
-else:
-    raise SystemExit(3)
-try:
-    ps.open(sys.argv[1], "r+")
-except (PermissionError, ps.ReadOnlyError):
-    print("fine", s["p"])
-"""
-    probe = subprocess.run([sys.executable, "-c", "import os; os.setuid(12345); import numpy"], capture_output=True)
-    if probe.returncode:
-        pytest.skip("another user cannot run this interpreter")
-    p = subprocess.Popen(
-        [sys.executable, "-c", code, shm_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert p.stdout.readline() == "ready\n"
+    a.send("go")
+    assert a.recv() == "ready"
     for i in range(10):
         s["x"] = np.full(100_000, float(i))
     s.gc()
-    out = p.communicate("\n", timeout=60)[0]
-    assert p.returncode == 0 and out == "fine {1, 2}\n"
+    assert any(r.pid is None for r in s.readers())
+    a.send("go on")
+    p_value, view = a.recv()
+    assert p_value == {1, 2} and view[0] == 5
+    a.send("done")
+    finish(p)
+    del view
+    s["x"] = np.zeros(3)
+    s.gc()
 
 
 # --- signals and the GIL ------------------------------------------------------------------------------------------------------------
