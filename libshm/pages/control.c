@@ -114,6 +114,7 @@ uint64_t pgs__control_layout(void)
         FIELD(pgs__control, barrier_bytes),
         FIELD(pgs__control, super_seq),
         FIELD(pgs__control, raw_time_ns),
+        FIELD(pgs__control, owners_end),
         FIELD(pgs__control, cell),
         sizeof(struct pgs__lease),
         FIELD(pgs__lease, gen),

@@ -67,6 +67,7 @@ bool pgs__owner_claim(struct pgs__ctl *ctl, uint64_t chunk, uint64_t tag);
 void pgs__owner_release(struct pgs__ctl *ctl, uint64_t chunk, uint64_t tag); /* BUG if not ours */
 uint64_t pgs__owner_of(struct pgs__ctl *ctl, uint64_t chunk);                /* 0: nobody */
 int pgs__owner_reserve(struct pgs__ctl *ctl, uint64_t n_chunks, struct pgs_error *err);
+uint64_t pgs__owner_end(struct pgs__ctl *ctl); /* chunks at and above it have never had an owner */
 /* Clear every word of chunks [0, n_chunks) that carries `tag`. Only by who holds that slot's lock. Returns how many. */
 uint64_t pgs__owner_sweep(struct pgs__ctl *ctl, uint64_t n_chunks, uint64_t tag);
 

@@ -83,7 +83,9 @@ struct pgs__control {
     _Atomic uint64_t version_ceiling;
     /* +1 by each fork after it copied pins to another slot: who collects pins meanwhile looks again. */
     _Atomic uint64_t pin_moves;
-    uint8_t pad1[512 - 384 - 104];
+    /* No owner word at or above this chunk was ever stored: how far a sweeper has to look. Chunks are claimed before the file grows. */
+    _Atomic uint64_t owners_end;
+    uint8_t pad1[512 - 384 - 112];
 
     struct pgs__head_cell cell[4]; /* offset 512 */
     uint8_t pad2[8192 - 1024];

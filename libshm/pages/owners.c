@@ -13,10 +13,19 @@ static _Atomic uint64_t *owner_word(struct pgs__ctl *ctl, uint64_t chunk)
     return (_Atomic uint64_t *)(void *)((uint8_t *)ctl->c + PGS__OWNERS_OFFSET) + chunk;
 }
 
+/* Before the word: who sweeps a dead claimer's chunks looks at all below the mark. Relaxed look: it only grows. */
+static void raise_end(struct pgs__ctl *ctl, uint64_t chunk)
+{
+    uint64_t seen = atomic_load_explicit(&ctl->c->owners_end, memory_order_relaxed);
+    while (seen <= chunk && !atomic_compare_exchange_weak(&ctl->c->owners_end, &seen, chunk + 1)) {
+    }
+}
+
 bool pgs__owner_claim(struct pgs__ctl *ctl, uint64_t chunk, uint64_t tag)
 {
     uint64_t nobody = 0;
     pgs_assert(tag != 0);
+    raise_end(ctl, chunk);
     /* acquire: what the former owner did before its release (it read or wrote pages of the chunk) is over. Pairs with the release in
      * pgs__owner_release and pgs__owner_sweep. */
     return atomic_compare_exchange_strong_explicit(owner_word(ctl, chunk), &nobody, tag, memory_order_acq_rel,
@@ -43,6 +52,11 @@ int pgs__owner_reserve(struct pgs__ctl *ctl, uint64_t n_chunks, struct pgs_error
         return pgs__fail(err, PGS_EFULL, "a page file cannot have more than %llu chunks",
                          (unsigned long long)PGS__N_OWNERS);
     return n_chunks ? pgs__ctl_reserve(ctl, PGS__OWNERS_OFFSET, 8 * n_chunks, err) : 0;
+}
+
+uint64_t pgs__owner_end(struct pgs__ctl *ctl)
+{
+    return pgs__min_u64(atomic_load(&ctl->c->owners_end), PGS__N_OWNERS);
 }
 
 uint64_t pgs__owner_sweep(struct pgs__ctl *ctl, uint64_t n_chunks, uint64_t tag)

@@ -115,6 +115,8 @@ uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks)
     if (n) below = list[n - 1];
     uint64_t hw_chunks = l.meta.hdr.hw_pages / PGS_CHUNK_PAGES;
     pgs__meta_end(s, &l);
+    /* Words that nobody stored in this boot are holes of the control file, and a store into one on a full tmpfs is SIGBUS. */
+    if (rc == 0 && n) rc = pgs__owner_reserve(&s->ctl, hw_chunks, NULL);
     for (uint64_t i = 0; rc == 0 && i < n; i++)
         if (list[i] < hw_chunks && pgs__owner_claim(&s->ctl, list[i], s->tag)) list[ours++] = list[i];
     if (ours) punch_claimed(s, list, ours);

@@ -103,7 +103,7 @@ static int clean_locked(struct pgs__session *s, uint32_t i)
     struct pgs__slot *slot = pgs__ctl_slot(&s->ctl, i);
     uint64_t tag = atomic_load(&slot->tag);
     if (tag && !PGS_PLANTED(9)) {
-        uint64_t n_chunks = atomic_load(&s->pf.n_pages) / PGS_CHUNK_PAGES;
+        uint64_t n_chunks = pgs__owner_end(&s->ctl); /* not the file's: claims come before it grows */
         /* reading a hole of the table allocates, and dies of SIGBUS on a full tmpfs */
         int rc = pgs__owner_reserve(&s->ctl, n_chunks, NULL);
         if (rc) return rc;

@@ -123,6 +123,26 @@ TEST(a_dead_process_loses_its_chunks_and_a_stopped_one_does_not)
     }
 }
 
+/* A process may die between the claim of chunks and the growth of the file that they are for. */
+TEST(chunks_beyond_the_end_of_the_file_are_taken_back_too)
+{
+    in_memory();
+    struct pgs__session *s = must_open(PGS_MODE_A, 0);
+    uint64_t end = atomic_load(&s->pf.n_pages) / PGS_CHUNK_PAGES, far = end + 3000;
+    pid_t pid = fork_bounded();
+    if (pid == 0) {
+        CHECK_OK(pgs__owner_reserve(&s->ctl, far + 1, &err));
+        CHECK(pgs__owner_claim(&s->ctl, end, s->tag) && pgs__owner_claim(&s->ctl, far, s->tag));
+        raise(SIGKILL);
+    }
+    wait_for(pid);
+    CHECK(pgs__owner_of(&s->ctl, far) != 0);
+    CHECK(pgs__sweep(s, true) >= 1);
+    CHECK_EQ(pgs__owner_of(&s->ctl, end), 0);
+    CHECK_EQ(pgs__owner_of(&s->ctl, far), 0);
+    pgs__session_unref(s);
+}
+
 TEST(a_sweeper_that_is_killed_leaves_a_dead_slot_for_the_next)
 {
     in_memory();
