@@ -270,8 +270,8 @@ class Store(_core.StoreBase, AtomicMapping):
         ----------
         key : str
         fn : callable
-            Gets the value (arrays writable, so it may change them in place and return them), returns the new one. Called again
-            after a conflict.
+            Gets the value (arrays writable, so it may change them in place and return them), returns the new one.
+            Called again after a conflict.
         default : object, optional
             What `fn` gets if there is no such key; without it, KeyError.
 
@@ -313,8 +313,8 @@ class Store(_core.StoreBase, AtomicMapping):
         Parameters
         ----------
         isolation : {"snapshot", "serializable", "strict"}
-            What conflicts besides changes of the same thing: with "serializable" also what was read, with "strict" anything committed
-            since.
+            What conflicts besides changes of the same thing: with "serializable" also what was read, with "strict"
+            anything committed since.
         message : str, optional
             For the log.
 
@@ -367,8 +367,8 @@ class Store(_core.StoreBase, AtomicMapping):
         Parameters
         ----------
         version : int, str or datetime
-            A number; a negative one counts from the newest as in a list; a tag; or a time: the newest version that is not later
-            (a naive datetime is local time).
+            A number; a negative one counts from the newest as in a list; a tag; or a time: the newest version that
+            is not later (a naive datetime is local time).
 
         Raises
         ------
@@ -445,8 +445,8 @@ class Store(_core.StoreBase, AtomicMapping):
         Returns
         -------
         Diff
-            ``added`` and ``removed`` keys; ``changed``: key -> list of flat element ranges ``(lo, hi)`` in memory order, or None if the
-            object changed as a whole.
+            ``added`` and ``removed`` keys; ``changed``: key -> list of flat element ranges ``(lo, hi)`` in memory
+            order, or None if the object changed as a whole.
         """
         with self._borrow(a) as sa, self._borrow(b) as sb:
             result = Diff(set(), set(), {})
@@ -518,7 +518,8 @@ class Store(_core.StoreBase, AtomicMapping):
         Parameters
         ----------
         data : bool
-            Also verify the bytes of arrays against their checksums, where they have some (``unverified`` counts pages without).
+            Also verify the bytes of arrays against their checksums, where they have some (``unverified`` counts
+            pages without).
         """
         errors, objects, versions, pages, unverified, leaked = self._check(data)
         return Report(not errors, errors, objects, versions, pages, unverified, leaked)

@@ -76,8 +76,8 @@ class Savepoint:
 class Transaction(_core.TransactionBase, AtomicMapping):
     """A set of changes that becomes one version, or nothing.
 
-    A MutableMapping that reads its own writes and sees nothing that others commit. As a context manager it commits at the
-    end and aborts on an exception. May be used by many threads of the process that began it.
+    A MutableMapping that reads its own writes and sees nothing that others commit. As a context manager it commits
+    at the end and aborts on an exception. May be used by many threads of the process that began it.
 
     ``t[k]`` of an array is a *writable* ndarray, copy-on-write: nothing is copied until touched, all views of one
     array alias, threads may write at once. Of other objects it is a fresh copy: assign it back, or use :meth:`edit`.
@@ -197,8 +197,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     def empty(self, key: str, shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray[Any, Any]:
         """A new array in memory that is already the store's: committing copies nothing.
 
-        All of it is reserved at once, so a full store raises here (`StoreFullError`), not later. Contents start as zeros. After
-        the commit the view is harmless private memory.
+        All of it is reserved at once, so a full store raises here (`StoreFullError`), not later. Contents start as
+        zeros. After the commit the view is harmless private memory.
         """
         shape, dtype = apply_subarray(as_shape(shape), as_dtype(dtype))
         return self._empty(key, shape, dtype, check_order(order))
@@ -211,7 +211,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         key : str
             An array of at least one dimension, in C order (F order only with one dimension).
         values : array_like
-            Shape ``(n, *a.shape[1:])``, or one row ``a.shape[1:]``; cast to the array's dtype by NumPy's "same_kind" rule.
+            Shape ``(n, *a.shape[1:])``, or one row ``a.shape[1:]``; cast to the array's dtype by NumPy's "same_kind"
+            rule.
         """
         info = self._info(key)
         if info["kind"] != "array" or not info["shape"]:
@@ -296,7 +297,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         Raises
         ------
         ConflictError
-            Somebody else committed a change of the same thing first; nothing was changed. Run it again from a new ``begin()``.
+            Somebody else committed a change of the same thing first; nothing was changed. Run it again from a new
+            ``begin()``.
         StoreFullError
             No room; nothing was changed.
         LockedError

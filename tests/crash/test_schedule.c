@@ -71,7 +71,7 @@ static pid_t start(void (*fn)(void *), void *arg)
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
-        alarm(30);
+        limit(30);
         fn(arg);
         _exit(0);
     }
@@ -402,5 +402,6 @@ TEST(a_stopped_committer_is_named_and_its_death_frees_the_lock)
 
 int main(int argc, char **argv)
 {
+    setenv("TEST_SECONDS", slowness() > 1 ? "600" : "60", 0);
     return run_tests(argc, argv);
 }

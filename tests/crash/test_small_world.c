@@ -498,7 +498,7 @@ TEST(views_outlive_close_delete_gc_and_pressure_unchanged)
     check_held("close");
     pid_t pid = fork();
     if (pid == 0) {
-        alarm(30);
+        limit(30);
         check_held("fork");
         for (uint64_t i = 100; i < 1010; i++) (void)delete_n(other, i);
         (void)pgs_gc(other, &err);
@@ -520,5 +520,6 @@ TEST(views_outlive_close_delete_gc_and_pressure_unchanged)
 
 int main(int argc, char **argv)
 {
+    setenv("TEST_SECONDS", slowness() > 1 ? "600" : "60", 0);
     return run_tests(argc, argv);
 }

@@ -51,11 +51,28 @@ static inline uint64_t env_number(const char *name, uint64_t otherwise)
     const char *s = getenv(name);
     return s && *s ? strtoull(s, NULL, 10) : otherwise;
 }
-/* How much of a harness to run: TORTURE=1 ten times as much; the pass without capabilities a quarter. */
+/* How many times slower than usual this runs: under valgrind, under sanitizers. */
+static inline unsigned slowness(void)
+{
+    const char *preload = getenv("LD_PRELOAD");
+    if (preload && strstr(preload, "vgpreload")) return 25;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return 5;
+#else
+    return 1;
+#endif
+}
+/* How much of a harness to run: TORTURE=1 ten times as much; the pass without capabilities a quarter; less where all is slow. */
 static inline uint64_t scaled(uint64_t n)
 {
     if (getenv("TORTURE")) return n * 10;
-    return getenv("PAGESTONE_WITHOUT") ? n / 4 : n;
+    if (getenv("PAGESTONE_WITHOUT")) n /= 4;
+    return n / slowness() ? n / slowness() : 1;
+}
+/* A hang is a death by SIGALRM. */
+static inline void limit(unsigned limit_seconds)
+{
+    alarm(limit_seconds * (slowness() > 5 ? 10 : slowness()));
 }
 static inline double seconds(void)
 {

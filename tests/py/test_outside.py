@@ -327,7 +327,7 @@ def test_descriptors_and_mappings_do_not_grow_with_the_number_of_objects(shm_pat
     fds, maps = n_fds(), n_maps()
     held = [s[f"k{i}"] for i in range(10_000)]
     assert all(a[0] == i == a[-1] for i, a in enumerate(held))
-    assert n_fds() == fds
+    assert n_fds() <= fds
     assert n_maps() < maps + 50  # the heap's own growth
     del view, held
 

@@ -24,7 +24,20 @@ def test_the_header_compiles_without_python(tmp_path):
         lang = ["-x", "c++"] if compiler == "c++" else []
         if subprocess.run(["which", compiler], capture_output=True).returncode:
             continue
-        subprocess.run([compiler, *lang, "-Wall", "-Wextra", "-Werror", "-I", ps.get_include(), "-fsyntax-only", str(tmp_path / "a.c")], check=True)
+        subprocess.run(
+            [
+                compiler,
+                *lang,
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-I",
+                ps.get_include(),
+                "-fsyntax-only",
+                str(tmp_path / "a.c"),
+            ],
+            check=True,
+        )
 
 
 def test_importing_loads_nothing_heavy():
@@ -36,7 +49,21 @@ new = {m for m in set(sys.modules) - before if not m.startswith("pagestone")}
 print(sorted(new))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    heavy = {"multiprocessing", "concurrent", "asyncio", "subprocess", "logging", "pandas", "argparse", "tarfile", "hashlib", "inspect", "dataclasses", "json", "tempfile"}
+    heavy = {
+        "multiprocessing",
+        "concurrent",
+        "asyncio",
+        "subprocess",
+        "logging",
+        "pandas",
+        "argparse",
+        "tarfile",
+        "hashlib",
+        "inspect",
+        "dataclasses",
+        "json",
+        "tempfile",
+    }
     assert not heavy & {m.split(".")[0] for m in eval(out)}
 
 
@@ -52,14 +79,22 @@ def test_public_names_are_documented_and_there():
             assert thing.__doc__, name
     for cls in (ps.Store, ps.Snapshot, ps.Transaction, ps.Group, ps.Savepoint):
         for name in dir(cls):
-            if not name.startswith("_") and callable(getattr(cls, name)) and name not in ("get", "keys", "items", "values"):
+            if (
+                not name.startswith("_")
+                and callable(getattr(cls, name))
+                and name not in ("get", "keys", "items", "values")
+            ):
                 assert getattr(cls, name).__doc__, f"{cls.__name__}.{name}"
 
 
 def test_examples_in_docstrings_run():
     import doctest
 
-    modules = [m for n, m in sys.modules.items() if n.startswith("pagestone.") and n.split(".")[1] in ("_open", "_store", "_txn", "_handles", "_group")]
+    modules = [
+        m
+        for n, m in sys.modules.items()
+        if n.startswith("pagestone.") and n.split(".")[1] in ("_open", "_store", "_txn", "_handles", "_group")
+    ]
     for m in [ps, *modules]:
         result = doctest.testmod(m, optionflags=doctest.ELLIPSIS)
         assert result.failed == 0, m
@@ -85,15 +120,30 @@ def test_a_wheel_holds_what_it_should(tmp_path):
     """Builds one; slow, so only where asked for."""
     if os.environ.get("PAGESTONE_TEST_WHEEL") != "1":
         pytest.skip("set PAGESTONE_TEST_WHEEL=1 to build a wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)], check=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)],
+        check=True,
+        timeout=600,
+    )
     (wheel,) = tmp_path.glob("pagestone-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"pagestone/__init__.py", "pagestone/_core.pyi", "pagestone/py.typed", "pagestone/include/pagestone.h"} <= names
+    assert {
+        "pagestone/__init__.py",
+        "pagestone/_core.pyi",
+        "pagestone/py.typed",
+        "pagestone/include/pagestone.h",
+    } <= names
     assert any(re.fullmatch(r"pagestone/_core\..*\.so", n) for n in names)
     assert not any(n.endswith((".c", ".o")) or n.startswith(("tests", "libshm")) for n in names)
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(target), str(wheel)], check=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(target), str(wheel)],
+        check=True,
+        timeout=600,
+    )
     code = "import pagestone as ps, os; s = ps.open(); s['a'] = 1; print(ps.__file__, os.listdir(ps.get_include()), s['a'])"
     env = {**os.environ, "PYTHONPATH": str(target)}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path
+    ).stdout
     assert out.startswith(str(target)) and "['pagestone.h']" in out and out.rstrip().endswith("1")
