@@ -77,8 +77,9 @@ static inline const void *pgs__page(struct pgs__pagefile *pf, struct pgs_pgno pa
  * -PGS_ECORRUPT: out of bounds, wrong hash or wrong structure; the caller must validate its pin again before it believes that. */
 int pgs__page_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint64_t n_pages, const char *what,
                        int (*validate)(const void *bytes), const void **bytes, struct pgs_error *err);
-/* After this process itself wrote and hashed the page. */
+/* After this process itself made and hashed the bytes, and is about to write them: keyed by hash, only exactly these will pass. The second is for what is read without `validate`. */
 void pgs__page_mark_verified(struct pgs__pagefile *pf, const struct pgs_ptr *ptr);
+void pgs__page_mark_hashed(struct pgs__pagefile *pf, const struct pgs_ptr *ptr, uint64_t n_pages);
 
 /* Write n_pages from buf; the pages must be claimed by the caller (I1) and inside the file. 0 or -PGS_E… */
 int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void *buf, uint64_t n_pages,

@@ -70,6 +70,7 @@ struct pgs__space *pgs__space_of(struct pgs__session *s)
 void pgs__space_end(struct pgs__session *s)
 {
     if (!s->space) return;
+    pgs__meta_kept_free(&s->space->kept);
     pgs__free(s->space->buf);
     pgs__free(s->space);
     s->space = NULL;

@@ -57,7 +57,7 @@ int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_n
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
 /* n_pages for nodes or the record, under the commit lock, found in a few looks and entered into the ledger at once (claim_nodes.c). In *n_runs runs, ascending as found. 0; 1: not found so
  * quickly, nothing was taken, ask pgs__claim_alloc; -PGS_E…: the commit fails. */
-enum pgs__life { PGS__SHORT_LIVED, PGS__LONG_LIVED };
+enum pgs__life { PGS__SHORT_LIVED, PGS__LONG_LIVED, PGS__RECORD };
 int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life life, uint64_t n_pages,
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
 /* claim*.c only: note whose claim this is, when it begins; back the owner word of a chunk by memory. */
@@ -91,8 +91,10 @@ struct pgs__space {
     uint64_t freed_pages;     /* since the last look at what is resident */
     uint64_t punch_below;     /* chunk below which the punching goes on; 0: from the top */
     /* under the commit lock */
-    uint64_t node_hint[2]; /* claim_nodes.c, by enum pgs__life: where the log goes on */
-    void *buf;          /* images of the pages that a commit writes */
+    bool try_low;               /* claim_nodes.c: something was reclaimed */
+    uint64_t node_hint[2];      /* claim_nodes.c, by enum pgs__life: where the log goes on */
+    struct pgs__meta_kept kept; /* the ledger as this process published it last */
+    void *buf;                  /* images of the pages that a commit writes */
     size_t buf_bytes;
 };
 struct pgs__space *pgs__space_of(struct pgs__session *s); /* NULL: no memory */

@@ -4,9 +4,11 @@
  * Every commit needs a few pages for catalog nodes, now and then some for nodes of the meta tree, and one for its record. Where they come from decides how long free runs
  * stay, and so how many writes and looks each later commit needs. What matters is when pages die together:
  *
- *   short-lived   the record dies with the next commit, meta nodes with one of the next folds. They go round the first pages of the file, which are left to them: 1 MiB, or
- *                 four times what meta data takes.
- *   long-lived    catalog nodes die in the order of their birth, when their version leaves history. They go round the rest of the file.
+ *   record        dies with the next commit. It takes the lowest free page, again and again the same few, which stay in the processor's caches.
+ *   short-lived   meta nodes die with one of the next folds. They go round the first pages of the file, which are left to them and to records: 1 MiB, or four times what
+ *                 meta data takes.
+ *   long-lived    catalog nodes die in the order of their birth, when their version leaves history. They go round the rest of the file, but begin anew at its
+ *                 lowest place as long as there is room: with a short history that is where the caches are warm.
  *
  * Going round like a log, behind what was used last, finds the oldest pages next, and those that died together lie together.
  *
@@ -25,6 +27,7 @@
 
 #define SHORT_AREA 256u /* at least */
 #define MAX_LOOKS 24u
+#define LOW_LOOKS 4u
 #define MAX_PIECES 8u
 
 struct search {
@@ -32,9 +35,10 @@ struct search {
     struct pgs__ledger *l;
     uint64_t n_pages, lowest, limit; /* of pages that may be taken */
     struct pgs_run piece[MAX_PIECES];
+    struct pgs_run from[MAX_PIECES]; /* the free run that it is a part of; 0 pages: a whole chunk */
     size_t n_pieces;
     uint64_t sum;
-    unsigned looks;
+    unsigned looks, max_looks;
     struct pgs_error *err;
 };
 
@@ -53,8 +57,9 @@ static bool own_chunk(struct search *f, uint64_t chunk)
 }
 
 /* One free run. 1: it is long enough, and the only piece now. */
-static int consider(struct search *f, uint64_t lo, uint64_t hi)
+static int consider(struct search *f, uint64_t lo, uint64_t hi, bool whole)
 {
+    struct pgs_run from = {{lo}, whole ? 0 : hi - lo};
     lo = pgs__max_u64(lo, f->lowest);
     hi = pgs__min_u64(hi, f->limit);
     if (lo >= hi) return 0;
@@ -64,6 +69,7 @@ static int consider(struct search *f, uint64_t lo, uint64_t hi)
     if (!enough && f->n_pieces == MAX_PIECES) return 0;
     if (!own_chunk(f, lo / PGS_CHUNK_PAGES)) return 0;
     if (enough) f->n_pieces = f->sum = 0;
+    f->from[f->n_pieces] = from;
     f->piece[f->n_pieces++] = (struct pgs_run){{lo}, n};
     f->sum += n;
     return enough;
@@ -75,12 +81,12 @@ static int look_from(struct search *f, uint64_t from)
     uint8_t key[PGS__KEY_MAX];
     struct pgs__meta_cursor c;
     int rc = pgs__lseek(f->l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'N', from), f->err);
-    for (; rc == 0 && f->looks < MAX_LOOKS; rc = pgs__lnext(f->l, &c, 'N', f->err)) {
+    for (; rc == 0 && f->looks < f->max_looks; rc = pgs__lnext(f->l, &c, 'N', f->err)) {
         uint64_t lo, hi;
         f->looks++;
         rc = pgs__lspace_run(f->l, &c, &lo, &hi, f->err);
         if (rc == 0 && lo >= f->limit) return 0;
-        if (rc || (rc = consider(f, lo, hi)) != 0) return rc;
+        if (rc || (rc = consider(f, lo, hi, false)) != 0) return rc;
     }
     return rc == -PGS_ENOENT ? 0 : rc;
 }
@@ -109,9 +115,23 @@ static int look_whole(struct search *f)
         end = (chunk + 1) * PGS_CHUNK_PAGES;
         rc = pgs__pagefile_holds(&f->c->s->pf, end - 1, 1) ? 0 : pgs__pagefile_grow(&f->c->s->pf, end, &local);
     }
-    if (rc == 0) return consider(f, end - PGS_CHUNK_PAGES, end);
+    if (rc == 0) return consider(f, end - PGS_CHUNK_PAGES, end, true);
     if (rc != -PGS_EFULL && f->err && f->err->code == 0) *f->err = local;
     return rc == -PGS_EFULL ? 0 : rc;
+}
+
+/* The lowest place, for long-lived nodes: tried until it fails, and again after something was reclaimed. */
+static int look_low(struct search *f, struct pgs__space *sp)
+{
+    if (!sp->try_low) return 0;
+    f->max_looks = LOW_LOOKS;
+    int rc = look_from(f, f->lowest + 1);
+    if (rc == 0) {
+        sp->try_low = false;
+        f->n_pieces = f->sum = f->looks = 0;
+    }
+    f->max_looks = MAX_LOOKS;
+    return rc;
 }
 
 /* From `hint` to the end, then from the beginning, where the pieces begin anew. */
@@ -128,15 +148,17 @@ int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err)
 {
     struct pgs__space *sp = pgs__space_of(c->s);
-    struct search f = {.c = c, .l = l, .n_pages = n_pages, .limit = pgs__page_limit(l), .err = err};
+    struct search f = {
+        .c = c, .l = l, .n_pages = n_pages, .max_looks = MAX_LOOKS, .limit = pgs__page_limit(l), .err = err};
     uint64_t border = pgs__max_u64(SHORT_AREA, 4 * l->meta.hdr.pages_meta);
     if (!sp || n_pages > PGS_CHUNK_PAGES) return 1;
     if (life == PGS__LONG_LIVED)
         f.lowest = border;
     else
         f.limit = pgs__min_u64(f.limit, border);
-    int rc = look_round(&f, sp->node_hint[life]);
-    if (rc == 0 && f.sum < n_pages && life == PGS__SHORT_LIVED) { /* their place is full */
+    int rc = life == PGS__LONG_LIVED ? look_low(&f, sp) : 0;
+    if (rc == 0) rc = look_round(&f, life == PGS__RECORD ? 0 : sp->node_hint[life]);
+    if (rc == 0 && f.sum < n_pages && life != PGS__LONG_LIVED) { /* their place is full */
         f.limit = pgs__page_limit(l);
         rc = look_from(&f, border + 1);
     }
@@ -150,11 +172,13 @@ int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life
         left -= f.piece[n].n_pages;
     }
     for (size_t i = 0; i < n; i++) {
-        rc = pgs__ledger_take(l, f.piece[i], true, err);
+        rc = f.from[i].n_pages ? pgs__lspace_take(l, 'N', f.from[i], f.piece[i], err)
+                               : pgs__ledger_take(l, f.piece[i], true, err);
         if (rc) return rc;
         runs[i] = f.piece[i];
     }
-    sp->node_hint[life] = runs[n - 1].page.n + runs[n - 1].n_pages + 1; /* in the rest of its run, or behind it */
+    if (life != PGS__RECORD)
+        sp->node_hint[life] = runs[n - 1].page.n + runs[n - 1].n_pages + 1; /* in the rest of its run, or behind it */
     *n_runs = n;
     return 0;
 }

@@ -19,6 +19,7 @@
 
 #define UPKEEP_LEAST 256u
 #define LIMBO_WORTH_IT 64u
+#define LIMBO_BEFORE_FOLD 8u
 #define DROPS_WORTH_IT 8u /* asking everybody for pins costs the same for one version as for many */
 #define DEAD_WORTH_IT 4096u
 #define DAY_NS (86400ull * 1000000000ull)
@@ -62,7 +63,9 @@ int pgs__commit_begin(struct pgs__commit *c, struct pgs__session *s, const struc
         rc = pgs__fail_corrupt(err, "the control file", "its cell of the newest generation is damaged");
         goto fail;
     }
-    rc = pgs__ledger_open(&c->l, &s->pf, &c->base, err);
+    struct pgs__space *sp = pgs__space_of(s);
+    rc = sp ? pgs__ledger_reopen(&c->l, &s->pf, &c->base, &sp->kept, err)
+            : pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
     if (rc) goto fail;
     c->catalog = pgs__edit_new(&s->pf, PGS__TREE_CATALOG, &c->base.catalog);
     if (!c->catalog) {
@@ -125,6 +128,14 @@ static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
     return rc;
 }
 
+/* What enters and leaves limbo between two folds never reaches the meta tree: so the last moment before a fold is a good one. */
+static bool reclaim_is_due(struct pgs__commit *c)
+{
+    const struct pgs__meta *m = &c->l.meta;
+    bool fold_soon = m->msg_bytes > PGS__RECORD_ROOM(1) * 3 / 4;
+    return m->hdr.pages_limbo >= (fold_soon ? LIMBO_BEFORE_FOLD : LIMBO_WORTH_IT) || c->freeing || is_scarce(c->s);
+}
+
 static int upkeep(struct pgs__commit *c, struct pgs_error *err)
 {
     struct pgs__session *s = c->s;
@@ -135,9 +146,10 @@ static int upkeep(struct pgs__commit *c, struct pgs_error *err)
     rc = pgs__ledger_expire(&c->l, c->l.now_ns, budget, c->expire_all, &any, err);
     if (rc) return rc;
     if (any) c->epoch = true;
-    if (c->l.meta.hdr.pages_limbo < LIMBO_WORTH_IT && !c->freeing && !is_scarce(s)) return 0;
+    if (!reclaim_is_due(c)) return 0;
     /* acquire: pairs with the store after the barrier in pgs__publish */
     pgs_gen_t durable = atomic_load_explicit(&s->ctl.c->durable_gen, memory_order_acquire);
+    pgs__space_of(s)->try_low = true;
     return pgs__ledger_reclaim(&c->l, durable, pgs__min_meta_pin(s), budget, pgs__space_freed, s, err);
 }
 
@@ -263,7 +275,8 @@ static int take_quickly(struct pgs__commit *c, struct layout *y, struct pgs_erro
     if (rc == 0) rc = take_nodes_quickly(c, y, PGS__SHORT_LIVED, y->n_cat + y->n_meta, err);
     if (rc || y->record.n_pages) return rc;
     y->n_quick++;
-    return pgs__claim_nodes(&c->claim, &c->l, PGS__SHORT_LIVED, y->n_rec, &y->record, 1, &n, err);
+    enum pgs__life life = y->n_meta ? PGS__SHORT_LIVED : PGS__RECORD; /* behind the nodes: one write */
+    return pgs__claim_nodes(&c->claim, &c->l, life, y->n_rec, &y->record, 1, &n, err);
 }
 
 /* What is missing of y, after prepare said how much is needed. The buffer may move: images are made later. */
@@ -347,13 +360,6 @@ static int write_images(struct pgs__commit *c, const struct layout *y, struct pg
     return 0;
 }
 
-/* What every reader will look at first is known to be good; nodes further down are verified when they are read. */
-static void mark_verified(struct pgs__commit *c, const struct pgs__root *root)
-{
-    if (root->catalog.page && !pgs__edit_is_clean(c->catalog)) pgs__page_mark_verified(&c->s->pf, &root->catalog);
-    pgs__page_mark_verified(&c->s->pf, &root->record);
-}
-
 static int end_locked(struct pgs__commit *c, const struct pgs_commit_info *log, struct pgs_error *err)
 {
     struct layout y = {0};
@@ -367,11 +373,12 @@ static int end_locked(struct pgs__commit *c, const struct pgs_commit_info *log, 
     if (rc == 0) rc = write_images(c, &y, err);
     if (rc) return rc;
     PGS_KILL_POINT("commit_written");
-    mark_verified(c, &root);
     uint64_t bytes = c->bytes + ((y.n_cat + y.n_meta + y.n_rec) << PGS_PAGE_SHIFT);
     rc = pgs__publish(c->s, &root, c->l.meta.hdr.durability, c->new_version, c->epoch, bytes, err);
-    if (rc == 0) c->after = c->l.meta.hdr;
-    return rc;
+    if (rc) return rc;
+    c->after = c->l.meta.hdr;
+    pgs__ledger_keep(&c->l, &root, &pgs__space_of(c->s)->kept);
+    return 0;
 }
 
 int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, struct pgs_error *err)

@@ -210,6 +210,19 @@ int pgs__ledger_open(struct pgs__ledger *l, struct pgs__pagefile *pf, const stru
     return 0;
 }
 
+int pgs__ledger_reopen(struct pgs__ledger *l, struct pgs__pagefile *pf, const struct pgs__root *head,
+                       struct pgs__meta_kept *kept, struct pgs_error *err)
+{
+    memset(l, 0, sizeof *l);
+    l->head = *head;
+    return pgs__meta_reopen(&l->meta, pf, head, kept, err);
+}
+
+void pgs__ledger_keep(struct pgs__ledger *l, const struct pgs__root *root, struct pgs__meta_kept *kept)
+{
+    pgs__meta_keep(&l->meta, root, kept);
+}
+
 void pgs__ledger_close(struct pgs__ledger *l)
 {
     pgs__meta_close(&l->meta);
@@ -366,7 +379,7 @@ int pgs__ledger_finish(struct pgs__ledger *l, const struct pgs_pgno *node_pages,
     int rc =
         pgs__meta_finish(&l->meta, l->gen, node_pages, node_buf, record_page, l->n_record, record_buf, &record, err);
     if (rc) return rc;
-    pgs__page_mark_verified(l->meta.pf, &record); /* keyed by hash: only exactly these bytes will pass */
+    pgs__page_mark_hashed(l->meta.pf, &record, l->n_record);
     *root = (struct pgs__root){.gen = l->gen,
                                .version = h->version,
                                .time_ns = h->time_ns,

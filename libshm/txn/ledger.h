@@ -45,6 +45,10 @@ struct pgs__ledger {
 int pgs__ledger_open(struct pgs__ledger *l, struct pgs__pagefile *pf, const struct pgs__root *head,
                      struct pgs_error *err);
 void pgs__ledger_close(struct pgs__ledger *l);
+/* For who commits often: after the commit's publication keep what is decoded, and begin the next one with it if nobody else committed meanwhile. Then close, as ever. */
+int pgs__ledger_reopen(struct pgs__ledger *l, struct pgs__pagefile *pf, const struct pgs__root *head,
+                       struct pgs__meta_kept *kept, struct pgs_error *err);
+void pgs__ledger_keep(struct pgs__ledger *l, const struct pgs__root *root, struct pgs__meta_kept *kept);
 
 /* The root of a generation that is needed (chain or head). *expired may be NULL. -PGS_EEXPIRED: not in the chain. */
 int pgs__ledger_find_gen(struct pgs__ledger *l, pgs_gen_t gen, struct pgs__root *out, bool *expired,

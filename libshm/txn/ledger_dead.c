@@ -136,7 +136,7 @@ int pgs__ledger_bytes_held(struct pgs__ledger *l, pgs_gen_t lo, pgs_gen_t hi, ui
 }
 
 /* --- limbo to free ------------------------------------------------------------------------------------------------------------ */
-#define RECLAIM_BATCH 16
+#define RECLAIM_BATCH 64
 
 static int oldest_limbo(struct pgs__ledger *l, pgs_gen_t limit, struct pgs__entry *out, uint64_t max, size_t *n,
                         struct pgs_error *err)
@@ -157,8 +157,26 @@ static int leave_limbo(struct pgs__ledger *l, const struct pgs__entry *e, struct
 {
     uint8_t key[KEY_MAX];
     int rc = pgs__ldel(l, key, pgs__meta_key2(key, 'm', e->a, e->page), err);
-    if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_limbo, e->n, "pages in limbo", err);
-    return rc ? rc : pgs__ledger_give(l, (struct pgs_run){{e->page}, e->n}, e->node, err);
+    return rc ? rc : pgs__lcounter_sub(&l->meta.hdr.pages_limbo, e->n, "pages in limbo", err);
+}
+
+/* By page, neighbours of one kind joined: pages that are taken one after the other come back one after the other. Returns how many are left. */
+static size_t join_runs(struct pgs__entry *e, size_t n)
+{
+    size_t out = 0;
+    for (size_t i = 1; i < n; i++) { /* nearly sorted as a rule */
+        struct pgs__entry x = e[i];
+        size_t k = i;
+        for (; k > 0 && e[k - 1].page > x.page; k--) e[k] = e[k - 1];
+        e[k] = x;
+    }
+    for (size_t i = 1; i < n; i++) {
+        if (e[out].page + e[out].n == e[i].page && e[out].node == e[i].node)
+            e[out].n += e[i].n;
+        else
+            e[++out] = e[i];
+    }
+    return n ? out + 1 : 0;
 }
 
 int pgs__ledger_reclaim(struct pgs__ledger *l, pgs_gen_t durable, pgs_gen_t min_meta_pin, uint64_t budget,
@@ -170,9 +188,11 @@ int pgs__ledger_reclaim(struct pgs__ledger *l, pgs_gen_t durable, pgs_gen_t min_
         struct pgs__entry batch[RECLAIM_BATCH];
         size_t n;
         int rc = oldest_limbo(l, limit, batch, pgs__min_u64(budget, RECLAIM_BATCH), &n, err);
-        for (size_t i = 0; i < n && !rc; i++) {
+        for (size_t i = 0; i < n && !rc; i++) rc = leave_limbo(l, &batch[i], err);
+        size_t n_runs = rc ? 0 : join_runs(batch, n);
+        for (size_t i = 0; i < n_runs && !rc; i++) {
             struct pgs_run run = {{batch[i].page}, batch[i].n};
-            rc = leave_limbo(l, &batch[i], err);
+            rc = pgs__ledger_give(l, run, batch[i].node, err);
             if (!rc && freed) freed(ctx, run);
         }
         if (rc || n < RECLAIM_BATCH) return rc;

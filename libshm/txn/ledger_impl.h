@@ -62,6 +62,9 @@ int pgs__llog_drop(struct pgs__ledger *l, uint64_t version, struct pgs_error *er
 /* space_find.c: the free run at a cursor under 'N' or 'D', in pages */
 int pgs__lspace_run(struct pgs__ledger *l, const struct pgs__meta_cursor *c, uint64_t *lo, uint64_t *hi,
                     struct pgs_error *err);
+/* space.c: pgs__ledger_take for who has just seen the free run `from` (pages) that contains `run` under that letter */
+int pgs__lspace_take(struct pgs__ledger *l, char letter, struct pgs_run from, struct pgs_run run,
+                     struct pgs_error *err);
 /* space.c: the file's first two chunks */
 int pgs__lspace_create(struct pgs__ledger *l, struct pgs_error *err);
 

@@ -14,6 +14,7 @@
 #include "libshm/platform/mem.h"
 
 #define FOLD_AT 512u
+#define MSG_HEAD 4u
 #define ARENA_BLOCK 8192u
 #define ARENA_FIRST 992u /* enough for a small commit, and a size that malloc keeps at hand */
 
@@ -103,20 +104,20 @@ static int msg_cmp(const struct pgs__msg *g, uint64_t prefix, const void *key, s
 
 static size_t msg_size(const struct pgs__msg *g)
 {
-    return 4u + g->key_len + (g->val_len == PGS__MSG_DELETED ? 0u : g->val_len);
+    return MSG_HEAD + g->key_len + (g->val_len == PGS__MSG_DELETED ? 0u : g->val_len);
 }
 
 /* --- opening --------------------------------------------------------------------------------------------------------------- */
 static int parse_message(struct pgs__msg *g, const uint8_t *p, size_t left, struct pgs_error *err)
 {
-    if (left < 4) return pgs__fail_corrupt(err, "the head record", "a message begins beyond the end");
+    if (left < MSG_HEAD) return pgs__fail_corrupt(err, "the head record", "a message begins beyond the end");
     uint16_t raw = pgs__get_u16(p), val_len = pgs__get_u16(p + 2), key_len = raw & (uint16_t)~PGS__MSG_FRESH;
     size_t body = (size_t)key_len + (val_len == PGS__MSG_DELETED ? 0 : val_len);
-    if (key_len == 0 || key_len > PGS__TREE_MAX_KEY || body > PGS__TREE_MAX_CELL || body > left - 4)
+    if (key_len == 0 || key_len > PGS__TREE_MAX_KEY || body > PGS__TREE_MAX_CELL || body > left - MSG_HEAD)
         return pgs__fail_corrupt(err, "the head record", "a message of %u + %u bytes does not fit", key_len, val_len);
-    *g = (struct pgs__msg){.key = p + 4,
-                           .val = p + 4 + key_len,
-                           .prefix = key_prefix(p + 4, key_len),
+    *g = (struct pgs__msg){.key = p + MSG_HEAD,
+                           .val = p + MSG_HEAD + key_len,
+                           .prefix = key_prefix(p + MSG_HEAD, key_len),
                            .key_len = key_len,
                            .val_len = val_len,
                            .fresh = (raw & PGS__MSG_FRESH) != 0};
@@ -194,6 +195,59 @@ void pgs__meta_close(struct pgs__meta *m)
     memset(m, 0, sizeof *m);
 }
 
+void pgs__meta_keep(struct pgs__meta *m, const struct pgs__root *root, struct pgs__meta_kept *k)
+{
+    pgs__meta_kept_free(k);
+    const uint8_t *p = pgs__pages_at(m->pf, (struct pgs_pgno){root->record.page}, root->record_pages);
+    if (!p) return;
+    p += sizeof m->hdr;
+    for (size_t i = 0; i < m->n_msgs; i++) { /* as they lie in the record */
+        struct pgs__msg *g = &m->msgs[i];
+        g->key = p + MSG_HEAD;
+        g->val = g->key + g->key_len;
+        p += msg_size(g);
+    }
+    *k = (struct pgs__meta_kept){.valid = true,
+                                 .record = root->record,
+                                 .hdr = m->hdr,
+                                 .msgs = m->msgs,
+                                 .n_msgs = m->n_msgs,
+                                 .cap = m->cap,
+                                 .arena = m->arena};
+    if (m->arena) arena_clear(m->arena, true);
+    m->msgs = NULL;
+    m->n_msgs = m->cap = 0;
+    m->arena = NULL;
+}
+
+int pgs__meta_reopen(struct pgs__meta *m, struct pgs__pagefile *pf, const struct pgs__root *root,
+                     struct pgs__meta_kept *k, struct pgs_error *err)
+{
+    const struct pgs_ptr *a = &k->record, *b = &root->record;
+    if (!k->valid || a->page != b->page || a->birth != b->birth || a->xxh != b->xxh || k->hdr.gen != root->gen) {
+        pgs__meta_kept_free(k);
+        return pgs__meta_open(m, pf, root, err);
+    }
+    *m = (struct pgs__meta){.pf = pf,
+                            .hdr = k->hdr,
+                            .tree = {.pf = pf, .kind = PGS__TREE_META, .root = k->hdr.meta},
+                            .msgs = k->msgs,
+                            .n_msgs = k->n_msgs,
+                            .cap = k->cap,
+                            .msg_bytes = k->hdr.msg_bytes,
+                            .arena = k->arena};
+    memset(k, 0, sizeof *k);
+    return 0;
+}
+
+void pgs__meta_kept_free(struct pgs__meta_kept *k)
+{
+    if (k->arena) arena_clear(k->arena, false);
+    pgs__free(k->arena);
+    pgs__free(k->msgs);
+    memset(k, 0, sizeof *k);
+}
+
 /* --- points ---------------------------------------------------------------------------------------------------------------- */
 /* Index of the first message whose key is ≥ key; *equal says whether it is the key. */
 static size_t msg_lower(const struct pgs__meta *m, const void *key, size_t len, bool *equal)
@@ -227,12 +281,17 @@ int pgs__meta_get(const struct pgs__meta *m, const void *key, size_t len, struct
     return 0;
 }
 
+/* Bytes of a message as it will be stored. g has val_len and fresh. */
 static int msg_bytes_of(struct pgs__meta *m, const void *key, size_t len, const void *val, size_t val_len,
                         struct pgs__msg *g, struct pgs_error *err)
 {
     if (!m->arena && !(m->arena = pgs__calloc(1, sizeof *m->arena))) return pgs__fail(err, PGS_ENOMEM, "out of memory");
-    uint8_t *p = arena_alloc(m->arena, len + val_len);
+    uint8_t *p = arena_alloc(m->arena, MSG_HEAD + len + val_len);
     if (!p) return pgs__fail(err, PGS_ENOMEM, "out of memory for a message");
+    uint16_t raw = (uint16_t)(len | (g->fresh ? PGS__MSG_FRESH : 0u));
+    memcpy(p, &raw, 2);
+    memcpy(p + 2, &g->val_len, 2);
+    p += MSG_HEAD;
     memcpy(p, key, len);
     if (val_len) memcpy(p + len, val, val_len);
     g->key = p;
@@ -448,16 +507,16 @@ const struct pgs_ptr *pgs__meta_dead(const struct pgs__meta *m, size_t *n)
     return m->edit ? pgs__edit_dead(m->edit, n) : NULL;
 }
 
-static uint8_t *store_message(uint8_t *p, const struct pgs__msg *g)
+/* Most messages lie as in the record before, one behind the other, and are copied with their neighbours. */
+static uint8_t *store_messages(const struct pgs__meta *m, uint8_t *p)
 {
-    uint16_t key_len = (uint16_t)(g->key_len | (g->fresh ? PGS__MSG_FRESH : 0u));
-    memcpy(p, &key_len, 2);
-    memcpy(p + 2, &g->val_len, 2);
-    memcpy(p + 4, g->key, g->key_len);
-    p += 4 + g->key_len;
-    if (g->val_len == PGS__MSG_DELETED || g->val_len == 0) return p;
-    memcpy(p, g->val, g->val_len);
-    return p + g->val_len;
+    for (size_t i = 0, k; i < m->n_msgs; i = k) {
+        const uint8_t *from = m->msgs[i].key - MSG_HEAD, *end = from + msg_size(&m->msgs[i]);
+        for (k = i + 1; k < m->n_msgs && m->msgs[k].key == end + MSG_HEAD; k++) end += msg_size(&m->msgs[k]);
+        memcpy(p, from, (size_t)(end - from));
+        p += end - from;
+    }
+    return p;
 }
 
 int pgs__meta_finish(struct pgs__meta *m, pgs_gen_t birth, const struct pgs_pgno *node_pages, void *node_buf,
@@ -477,7 +536,7 @@ int pgs__meta_finish(struct pgs__meta *m, pgs_gen_t birth, const struct pgs_pgno
     uint8_t *p = record_buf, *end = p + record_pages * PGS_PAGE_SIZE;
     memcpy(p, &m->hdr, sizeof m->hdr);
     p += sizeof m->hdr;
-    for (size_t i = 0; i < m->n_msgs; i++) p = store_message(p, &m->msgs[i]);
+    p = store_messages(m, p);
     memset(p, 0, (size_t)(end - p));
     *record = (struct pgs_ptr){record_page.n, birth, pgs__hash(record_buf, record_pages * PGS_PAGE_SIZE)};
     return 0;

@@ -16,7 +16,8 @@
 #include "libshm/tree/tree.h"
 #include "libshm/txn/record_format.h"
 
-struct pgs__msg { /* key and value bytes live in the record page (readers) or in `arena` (writers) */
+struct
+    pgs__msg { /* as stored (record_format.h), in the record page (readers) or in `arena` (writers): key − 4 is its beginning */
     const uint8_t *key, *val;
     uint64_t prefix;           /* the key's first 8 bytes, big-endian: decides most comparisons */
     uint16_t key_len, val_len; /* val_len PGS__MSG_DELETED: deleted */
@@ -38,6 +39,22 @@ struct pgs__meta {
 int pgs__meta_open(struct pgs__meta *m, struct pgs__pagefile *pf, const struct pgs__root *root, struct pgs_error *err);
 void pgs__meta_init_empty(struct pgs__meta *m, struct pgs__pagefile *pf); /* a new store: zero header, no tree */
 void pgs__meta_close(struct pgs__meta *m);                                /* accepts a zeroed one */
+
+/* The decoded messages of a record that this process has published. Keep takes them out of m, whose record was written as root->record; m can only be closed then. Reopen uses them
+ * if root still is that record, else it opens anew; either way nothing is kept afterwards. A zeroed struct keeps nothing. Between the two the record's page must not be
+ * reused: the caller knows that nobody looks at what is kept but under the commit lock, and then only if the record is the head's. */
+struct pgs__meta_kept {
+    bool valid;
+    struct pgs_ptr record;
+    struct pgs__record hdr;
+    struct pgs__msg *msgs;
+    size_t n_msgs, cap;
+    struct pgs__arena *arena;
+};
+void pgs__meta_keep(struct pgs__meta *m, const struct pgs__root *root, struct pgs__meta_kept *k);
+int pgs__meta_reopen(struct pgs__meta *m, struct pgs__pagefile *pf, const struct pgs__root *root,
+                     struct pgs__meta_kept *k, struct pgs_error *err);
+void pgs__meta_kept_free(struct pgs__meta_kept *k);
 
 /* 0 and *val (valid until the next change), or -PGS_ENOENT. */
 int pgs__meta_get(const struct pgs__meta *m, const void *key, size_t len, struct pgs_span *val, struct pgs_error *err);

@@ -66,6 +66,14 @@ static int run_seek(struct pgs__ledger *l, struct pgs__meta_cursor *c, char lett
 }
 
 /* --- taking ------------------------------------------------------------------------------------------------------------------ */
+/* Cut [lo, hi) out of the run [a, b), which is there. */
+static int cut_out(struct pgs__ledger *l, char letter, uint64_t a, uint64_t b, uint64_t lo, uint64_t hi,
+                   struct pgs_error *err)
+{
+    int rc = b > hi ? run_put(l, letter, hi, b, false, err) : run_del(l, letter, b, err);
+    return !rc && a < lo ? run_put(l, letter, a, lo, true, err) : rc;
+}
+
 /* Cut [lo, hi) out of the run that contains it; -PGS_ENOENT: none does. */
 static int cut(struct pgs__ledger *l, char letter, uint64_t lo, uint64_t hi, struct pgs_error *err)
 {
@@ -73,9 +81,7 @@ static int cut(struct pgs__ledger *l, char letter, uint64_t lo, uint64_t hi, str
     uint64_t a, b;
     int rc = run_seek(l, &c, letter, hi, &a, &b, err);
     if (rc) return rc;
-    if (a > lo) return -PGS_ENOENT;
-    rc = b > hi ? run_put(l, letter, hi, b, false, err) : run_del(l, letter, b, err);
-    return !rc && a < lo ? run_put(l, letter, a, lo, true, err) : rc;
+    return a > lo ? -PGS_ENOENT : cut_out(l, letter, a, b, lo, hi, err);
 }
 
 /* n pages within one chunk. A whole chunk that loses some becomes one of its first tenant's kind. */
@@ -145,6 +151,13 @@ int pgs__ledger_take(struct pgs__ledger *l, struct pgs_run run, bool is_node, st
         n -= part;
     }
     return rc;
+}
+
+int pgs__lspace_take(struct pgs__ledger *l, char letter, struct pgs_run from, struct pgs_run run, struct pgs_error *err)
+{
+    uint64_t a = from.page.n, lo = run.page.n;
+    int rc = cut_out(l, letter, a, a + from.n_pages, lo, lo + run.n_pages, err);
+    return rc ? rc : pgs__lcounter_sub(&l->meta.hdr.pages_free, run.n_pages, "free pages", err);
 }
 
 /* --- giving ------------------------------------------------------------------------------------------------------------------ */
