@@ -266,6 +266,7 @@ static PyMethodDef methods[] = {
     {"close", snapshot_close, METH_NOARGS, "Let go of the version; idempotent. Arrays handed out stay valid."},
     {0}};
 static PyGetSetDef getset[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
     {"version", snapshot_attr, NULL, "the version number that this snapshot shows", (void *)0},
     {"_time_ns", snapshot_attr, NULL, NULL, (void *)1},
     {"_gen", snapshot_attr, NULL, NULL, (void *)2},

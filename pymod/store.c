@@ -499,7 +499,8 @@ static PyMethodDef methods[] = {{"get", (PyCFunction)(void (*)(void))store_get_d
                                 {"_handle", store_handle, METH_NOARGS, NULL},
                                 {"_info", store_info, METH_NOARGS, NULL},
                                 {0}};
-static PyGetSetDef getset[] = {{"version", store_version, NULL, "number of the newest version", NULL},
+static PyGetSetDef getset[] = {{"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+                               {"version", store_version, NULL, "number of the newest version", NULL},
                                {"allow_pickle", store_allow_pickle, NULL, "whether pickled objects are loaded", NULL},
                                {0}};
 static PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(StoreObject, weakrefs), READONLY, NULL},

@@ -437,7 +437,8 @@ static PyMethodDef methods[] = {{"_iter", txn_iter, METH_VARARGS, NULL},
                                 {"_landed", txn_landed, METH_O, NULL},
                                 {"_base", txn_base, METH_O, NULL},
                                 {0}};
-static PyGetSetDef getset[] = {{"_store", txn_store_attr, NULL, NULL, NULL},
+static PyGetSetDef getset[] = {{"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+                               {"_store", txn_store_attr, NULL, NULL, NULL},
                                {"_base_version", txn_base_version, NULL, NULL, NULL},
                                {"_over", txn_over, NULL, NULL, NULL},
                                {0}};
