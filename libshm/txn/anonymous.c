@@ -73,7 +73,7 @@ int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__sessi
     }
     rc = pgs__found(&pf, opt, &super, err);
     if (rc == 0) rc = make_control(&pf, &super, &ctl, err);
-    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, out, err);
+    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, NULL, out, err);
     if (rc == 0) return 0;
     pgs__ctl_unmap(&ctl);
     pgs__pagefile_fini(&pf);
@@ -170,7 +170,7 @@ static int join_member(const struct member *m, const uint8_t uuid[16], struct pg
     if (rc) return rc;
     fd = open_fd_of(m->pid, m->control);
     rc = fd < 0 ? fd : map_member(fd, &pf, &ctl);
-    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, out, err);
+    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, NULL, out, err);
     if (rc == 0) return 0;
     pgs__ctl_unmap(&ctl);
     pgs__pagefile_fini(&pf);

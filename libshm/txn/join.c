@@ -199,6 +199,22 @@ static int join_reader(struct pgs__opening *o, struct pgs__pagefile *pf, struct 
     return rc;
 }
 
+/* Whoever makes a control file anew found it missing or not fit for use first, and asks then who lives. So if we have our lock, and after that still find the file in its place and
+ * fit, all who come later see us; else it may have been made anew while nobody could know of us. */
+bool pgs__join_holds(const struct pgs__opening *o, struct pgs__session *s)
+{
+    struct stat st;
+    int fd = pgs__file_ops->openat(o->dir_fd, PGS__CONTROL_NAME, O_RDONLY, 0);
+    if (fd < 0) return false;
+    bool same =
+        pgs__file_ops->fstat(fd, &st) == 0 && (uint64_t)st.st_dev == s->ctl.dev && (uint64_t)st.st_ino == s->ctl.ino;
+    pgs__file_ops->close(fd);
+    if (!same || atomic_load(&s->ctl.c->state) == 0) return false;
+    if (!s->writable) return true; /* replaced, but still in its place: readable */
+    return atomic_load(&s->ctl.c->state) == 1 && atomic_load(&pgs__ctl_slot(&s->ctl, s->slot)->tag) == s->tag &&
+           atomic_load(&s->ctl.c->n_slots_used) > s->slot;
+}
+
 int pgs__join(struct pgs__opening *o, struct pgs__pagefile *pf, struct pgs__ctl *ctl, bool *frozen,
               struct pgs_error *err)
 {

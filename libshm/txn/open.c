@@ -203,7 +203,7 @@ static int create(struct pgs__opening *o, struct pgs__ctl *old, struct pgs__sess
     int rc = create_files(o, &pf, &ctl, &super, err);
     if (rc) return rc;
     rc = rename_both(o, &pf, old, err);
-    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, out, err);
+    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, false, NULL, out, err);
     if (rc == 0) return 0;
     pgs__ctl_unmap(&ctl);
     pgs__pagefile_fini(&pf);
@@ -305,7 +305,8 @@ static int attach(struct pgs__opening *o, int fd, bool writable, struct pgs__ses
         memcpy(pf.uuid, super.uuid, sizeof pf.uuid);
         rc = pgs__join(o, &pf, &ctl, &frozen, err);
     }
-    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, frozen, out, err);
+    PGS_KILL_POINT("joined");
+    if (rc == 0) rc = pgs__session_make(&pf, &ctl, super.created_ns, frozen, o, out, err);
     if (rc == 0) return 0;
     pgs__ctl_unmap(&ctl);
     pgs__pagefile_fini(&pf);

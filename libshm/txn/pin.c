@@ -31,6 +31,7 @@ int pgs__reader_open(struct pgs__session *s, bool dont_fork, int *fd, struct pgs
     if (got < 0) return got;
     void *p = pgs__file_ops->map(got, PGS__MAP_READ, NULL, PGS_PAGE_SIZE, 0, &rc);
     struct pgs__held_lock l = {rc == 0 ? p : NULL};
+    if (rc == 0) rc = pgs__ofd_lock(got, PGS__LOCK_READER, false);
     if (rc == 0 && dont_fork) rc = pgs__held_lock_dontfork(&l);
     if (rc) {
         pgs__held_lock_drop(&l);

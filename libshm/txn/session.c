@@ -144,17 +144,22 @@ static int freeze(struct pgs__session *s, struct pgs_error *err)
 }
 
 /* Become visible to other processes; registry's lock held. */
-static int enter_locked(struct pgs__session *s, struct pgs_error *err)
+static int enter_locked(struct pgs__session *s, const struct pgs__opening *o, struct pgs_error *err)
 {
     if (s->writable) {
         int rc = pgs__slot_claim(s, true, 0, &s->lock, &s->slot, &s->tag);
         if (rc) return fail_slot(s, rc, err);
+        if (o && !pgs__join_holds(o, s)) {
+            pgs__slot_release(s);
+            return PGS__OPEN_AGAIN;
+        }
         pgs__spare_refill(s);
         return 0;
     }
     int rc = pgs__reader_open(s, true, &s->read_lock_fd, &s->read_lock);
     if (rc) return pgs__fail_os(err, -rc, "cannot lock the page file for reading");
-    return s->frozen ? freeze(s, err) : 0;
+    if (s->frozen) return freeze(s, err);
+    return o && !pgs__join_holds(o, s) ? PGS__OPEN_AGAIN : 0;
 }
 
 static void close_parts(struct pgs__pagefile *pf, struct pgs__ctl *ctl)
@@ -176,7 +181,7 @@ static void session_free(struct pgs__session *s)
 }
 
 int pgs__session_make(struct pgs__pagefile *pf, struct pgs__ctl *ctl, uint64_t created_ns, bool frozen,
-                      struct pgs__session **out, struct pgs_error *err)
+                      const struct pgs__opening *o, struct pgs__session **out, struct pgs_error *err)
 {
     if (pgs__forking_init()) return pgs__fail(err, PGS_ENOMEM, "no memory for the fork hooks");
     struct pgs__session *s = pgs__calloc(1, sizeof *s);
@@ -197,7 +202,7 @@ int pgs__session_make(struct pgs__pagefile *pf, struct pgs__ctl *ctl, uint64_t c
     pgs__mutex_lock(&pgs__registry_mx);
     if (!pgs__registry) mark_birth();
     struct pgs__session *other = find_locked(s->pf.dev, s->pf.ino, s->writable);
-    int rc = other ? 0 : enter_locked(s, err);
+    int rc = other ? 0 : enter_locked(s, o, err);
     if (!other && rc == 0) list_add(s);
     pgs__mutex_unlock(&pgs__registry_mx);
     if (rc || other) session_free(s);

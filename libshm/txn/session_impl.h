@@ -33,9 +33,11 @@ extern struct pgs__session *pgs__registry; /* list by next */
 struct pgs__session *pgs__session_find(uint64_t dev, uint64_t ino, bool writable);
 struct pgs__session *pgs__session_find_uuid(const uint8_t uuid[16]);
 /* A session over pf and ctl, which it owns on success: claims a slot (or the reader's locks) and registers it; or another thread was first: then its
- * session, and pf and ctl are closed. PGS__OPEN_AGAIN: a writer came while a reader without one settled. */
+ * session, and pf and ctl are closed. PGS__OPEN_AGAIN: a writer came while a reader without one settled, or the control file was made anew since it was mapped (o: where it
+ * lies; NULL: nobody else can have seen it yet, or nobody but us). */
+struct pgs__opening;
 int pgs__session_make(struct pgs__pagefile *pf, struct pgs__ctl *ctl, uint64_t created_ns, bool frozen,
-                      struct pgs__session **out, struct pgs_error *err);
+                      const struct pgs__opening *o, struct pgs__session **out, struct pgs_error *err);
 /* True in a process that came into being behind the fork hooks' back. */
 bool pgs__session_lost(void);
 /* In the fork hook of the child. */
@@ -95,6 +97,8 @@ enum { PGS__OPEN_AGAIN = 1 }; /* the directory changed meanwhile: begin anew */
 /* Map the control file that belongs to pf, or make it. 0, PGS__OPEN_AGAIN or -PGS_E…. */
 int pgs__join(struct pgs__opening *o, struct pgs__pagefile *pf, struct pgs__ctl *ctl, bool *frozen,
               struct pgs_error *err);
+/* Is the control file that s mapped still the one that others find, and fit for use? Asked when s has its slot or its reader's lock: before, nobody could see it. */
+bool pgs__join_holds(const struct pgs__opening *o, struct pgs__session *s);
 /* Under the open lock: a crash in the middle of creation or replacement left "pages.new" beside the control file that names it: finish. 1 if so. */
 int pgs__finish_rename(int dir_fd);
 /* Does the name "pages" still mean this file? */

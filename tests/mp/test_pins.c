@@ -563,6 +563,38 @@ TEST(a_reader_without_permission_pins_by_read_locks)
     pgs__session_unref(s);
 }
 
+TEST(a_reader_that_pins_nothing_is_not_left_behind_by_a_new_control_file)
+{
+    if (geteuid() != 0) SKIP("needs root, to become somebody else");
+    in_memory();
+    struct pgs__session *s = must_open(PGS_MODE_A, 0);
+    CHECK_OK(tiny_commit(s, &err));
+    open_up();
+    struct gate up = gate_new(), down = gate_new();
+    pid_t pid = fork_bounded();
+    if (pid == 0) {
+        pgs__session_unref(s);
+        become_nobody();
+        struct pgs__session *r = must_open(PGS_MODE_R, 0);
+        CHECK(!r->writable && !r->frozen);
+        gate_open(&up);
+        gate_wait(&down);
+        pgs__session_unref(r);
+        gate_open(&up);
+        gate_wait(&down);
+        _exit(0);
+    }
+    gate_wait(&up);
+    pgs__session_unref(s);
+    CHECK(unlink(in_store("control")) == 0);
+    CHECK_ERR(try_open(PGS_MODE_A), PGS_ELOCKED);
+    gate_open(&down);
+    gate_wait(&up);
+    CHECK_EQ(try_open(PGS_MODE_A), 0);
+    gate_open(&down);
+    CHECK_EQ(wait_for(pid), 0);
+}
+
 TEST(a_reader_keeps_its_locks_when_its_descriptors_are_closed)
 {
     if (geteuid() != 0) SKIP("needs root, to become somebody else");

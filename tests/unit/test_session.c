@@ -187,6 +187,39 @@ TEST(a_missing_control_file_is_not_rebuilt_under_a_living_process)
     expect_version(1);
 }
 
+/* A process that has mapped the control file and not claimed its slot yet is seen by nobody. */
+TEST(an_opener_overtaken_by_a_rebuilt_control_file_begins_anew)
+{
+    in_memory();
+    commits_then_close(0, 2);
+    int status;
+    struct gate down = gate_new();
+    pid_t pid = fork_bounded();
+    if (pid == 0) {
+        setenv("PAGESTONE_STOP", "joined", 1);
+        struct pgs__session *s = must_open(PGS_MODE_A, 0);
+        unsetenv("PAGESTONE_STOP");
+        struct stat st;
+        CHECK(stat(in_store("control"), &st) == 0);
+        CHECK_EQ(st.st_ino, s->ctl.ino);
+        CHECK_OK(tiny_commit(s, &err));
+        gate_wait(&down);
+        _exit(0);
+    }
+    CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+    CHECK(unlink(in_store("control")) == 0);
+    struct pgs__session *s = must_open(PGS_MODE_A, 0);
+    CHECK_OK(tiny_commit(s, &err));
+    for (int stops = 0; stops < 10 && head_of(s).version < 4; stops++) {
+        kill(pid, SIGCONT); /* it comes by the point again when it begins anew */
+        usleep(50000);
+    }
+    CHECK_EQ(head_of(s).version, 4);
+    gate_open(&down);
+    CHECK_EQ(wait_for(pid), 0);
+    pgs__session_unref(s);
+}
+
 TEST(a_damaged_control_file_is_rebuilt)
 {
     in_memory();
