@@ -119,7 +119,8 @@ static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
     bool any = false, more = false;
     const struct pgs__record *h = &c->l.meta.hdr;
     uint64_t n = h->n_expired - pgs__min_u64(h->n_expired, !c->new_version); /* without the one that this commit made */
-    bool worth = n >= DROPS_WORTH_IT || h->pages_dead >= DEAD_WORTH_IT || c->budget || c->freeing || is_scarce(c->s);
+    uint64_t held = pgs__ledger_knows_expired(h) ? h->pages_expired : h->pages_dead; /* at most, by expired ones */
+    bool worth = n >= DROPS_WORTH_IT || held >= DEAD_WORTH_IT || c->budget || c->freeing || is_scarce(c->s);
     if (n == 0 || !worth) return 0;
     int rc = pgs__pinned_collect(c->s, &p.set, err);
     if (rc == 0) rc = pgs__ledger_drop(&c->l, is_pinned, &p, budget, &any, &more, err);

@@ -213,14 +213,17 @@ int pgs__ledger_open(struct pgs__ledger *l, struct pgs__pagefile *pf, const stru
 int pgs__ledger_reopen(struct pgs__ledger *l, struct pgs__pagefile *pf, const struct pgs__root *head,
                        struct pgs__meta_kept *kept, struct pgs_error *err)
 {
+    bool nothing_hung = kept->nothing_hung && memcmp(&kept->record, &head->record, sizeof head->record) == 0;
     memset(l, 0, sizeof *l);
     l->head = *head;
+    l->nothing_hung = nothing_hung;
     return pgs__meta_reopen(&l->meta, pf, head, kept, err);
 }
 
 void pgs__ledger_keep(struct pgs__ledger *l, const struct pgs__root *root, struct pgs__meta_kept *kept)
 {
     pgs__meta_keep(&l->meta, root, kept);
+    kept->nothing_hung = l->nothing_hung;
 }
 
 void pgs__ledger_close(struct pgs__ledger *l)

@@ -32,6 +32,7 @@ struct pgs__ledger {
     uint64_t n_touched; /* meta entries visited (tests count work) */
 
     /* ledger*.c only */
+    bool nothing_hung;      /* known: there is no entry under 'b' */
     pgs_gen_t *expired_now; /* expired by this commit, so not to be dropped by it (I5) */
     size_t n_expired_now, cap_expired_now;
     uint64_t x_pages;           /* killed so far and needed by nobody but the superseded head, where that is expired */
@@ -104,6 +105,8 @@ int pgs__ledger_log_add(struct pgs__ledger *l, const struct pgs_commit_info *c,
  * *any: something was expired (the caller bumps drop_epoch after publishing). */
 int pgs__ledger_expire(struct pgs__ledger *l, uint64_t now_ns, uint64_t budget, bool all, bool *any,
                        struct pgs_error *err);
+/* Does the policy ask how much expired entries keep, so that pages_expired says it? */
+bool pgs__ledger_knows_expired(const struct pgs__record *h);
 /* Drop expired entries that are not pinned: merge their buckets, move what nobody needs into limbo. At most ~budget entries of work; goes on where it stopped. `pinned(ctx, gen)`: 1, 0 or -PGS_E….
  * *any as above; *more: work is left. */
 int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t gen), void *ctx, uint64_t budget,

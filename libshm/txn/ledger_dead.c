@@ -95,19 +95,32 @@ static int held_in_bucket(struct pgs__ledger *l, pgs_gen_t bucket, pgs_gen_t flo
     return rc == -PGS_ENOENT ? 0 : rc;
 }
 
-int pgs__lheld(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t floor, uint64_t *pages, uint64_t *visited,
-               struct pgs_error *err)
+int pgs__lhung(struct pgs__ledger *l, pgs_gen_t holder, pgs_gen_t bucket, pgs_gen_t *out, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'b', gen, 0), err);
-    for (; rc == 0; rc = pgs__lnext(l, &c, 'b', err)) {
-        uint64_t k[2];
-        rc = pgs__lkey(&c, 2, k, err);
-        if (rc) return rc;
-        if (k[0] != gen) break;
+    uint64_t k[2];
+    if (l->nothing_hung) return -PGS_ENOENT;
+    int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'b', holder, bucket), err);
+    if (rc == -PGS_ENOENT) { /* none at this holder or a newer one; at none at all? */
+        rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key1(key, 'b', 0), err);
+        l->nothing_hung = rc == -PGS_ENOENT;
+        return rc ? rc : -PGS_ENOENT;
+    }
+    if (rc) return rc;
+    rc = pgs__lkey(&c, 2, k, err);
+    *out = k[1];
+    return rc || k[0] == holder ? rc : -PGS_ENOENT;
+}
+
+int pgs__lheld(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t floor, uint64_t *pages, uint64_t *visited,
+               struct pgs_error *err)
+{
+    pgs_gen_t bucket;
+    int rc = pgs__lhung(l, gen, 0, &bucket, err);
+    for (; rc == 0; rc = pgs__lhung(l, gen, bucket + 1, &bucket, err)) {
         ++*visited;
-        rc = held_in_bucket(l, k[1], floor, pages, visited, err);
+        rc = held_in_bucket(l, bucket, floor, pages, visited, err);
         if (rc) return rc;
     }
     if (rc && rc != -PGS_ENOENT) return rc;

@@ -25,6 +25,11 @@ static bool counts_bytes(const struct pgs__record *h)
     return h->history_kind != PGS_HIST_COUNT && h->history_kind != PGS_HIST_AGE_NS && h->history_kind != PGS_HIST_ALL;
 }
 
+bool pgs__ledger_knows_expired(const struct pgs__record *h)
+{
+    return counts_bytes(h);
+}
+
 static bool over_bytes(const struct pgs__record *h)
 {
     uint64_t limit = h->history_value;
@@ -60,12 +65,12 @@ static int expire_one(struct pgs__ledger *l, uint64_t version, pgs_gen_t gen, ui
     struct pgs__record *h = &l->meta.hdr;
     uint8_t key[KEY_MAX];
     struct pgs__meta_cursor c;
-    pgs_gen_t floor = 0; /* the next older version that stays */
+    pgs_gen_t floor = 0; /* the next older version that stays: untagged ones go oldest first */
     uint64_t held = 0;
     int rc = 0;
     if (counts_bytes(h)) { /* others do not ask how much expired entries keep */
-        rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, 'v', version), err);
-        if (!rc) rc = pgs__lval_u64(&c, &floor, err);
+        if (h->n_tagged) rc = pgs__lseek(l, &c, PGS__SEEK_LT, key, pgs__meta_key1(key, 'v', version), err);
+        if (h->n_tagged && !rc) rc = pgs__lval_u64(&c, &floor, err);
         if (rc && rc != -PGS_ENOENT) return rc;
         rc = pgs__lheld(l, gen, floor, &held, visited, err);
     }
@@ -185,6 +190,7 @@ static int drop_bucket(struct pgs__ledger *l, struct drop *d, pgs_gen_t bucket, 
     rc = bucket_empty(l, d, bucket, &empty, err);
     if (rc || empty) return rc;
     l->n_touched++;
+    l->nothing_hung = false;
     return pgs__meta_add(&l->meta, key, pgs__meta_key2(key, 'b', d->prev, bucket), NULL, 0, err);
 }
 
@@ -222,26 +228,29 @@ static int drop_finish(struct pgs__ledger *l, const struct drop *d, struct pgs_e
 static int drop_buckets(struct pgs__ledger *l, struct drop *d, bool *done, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
-    struct pgs__meta_cursor c;
     for (;;) {
-        uint64_t k[2];
-        int rc = pgs__lseek(l, &c, PGS__SEEK_GE, key, pgs__meta_key2(key, 'b', d->gen, 0), err);
-        if (!rc) rc = pgs__lkey(&c, 2, k, err);
-        if (rc && rc != -PGS_ENOENT) return rc;
-        if (rc || k[0] != d->gen) return drop_bucket(l, d, d->gen, done, err);
-        rc = drop_bucket(l, d, k[1], done, err);
+        pgs_gen_t bucket;
+        int rc = pgs__lhung(l, d->gen, 0, &bucket, err);
+        if (rc == -PGS_ENOENT) return drop_bucket(l, d, d->gen, done, err);
+        if (!rc) rc = drop_bucket(l, d, bucket, done, err);
         if (rc || !*done) return rc;
-        rc = pgs__ldel(l, key, pgs__meta_key2(key, 'b', k[0], k[1]), err);
+        rc = pgs__ldel(l, key, pgs__meta_key2(key, 'b', d->gen, bucket), err);
         if (rc) return rc;
     }
 }
 
-static int drop_one(struct pgs__ledger *l, pgs_gen_t gen, uint64_t x_pages, uint64_t *budget, bool *done,
-                    struct pgs_error *err)
+/* The chain as far as a walk through expired entries knows it: `prev` is the newest entry up to `upto`. Where the next entry follows at once, that is the one before it. */
+struct walk {
+    pgs_gen_t upto, prev; /* upto 0: nothing is known */
+};
+
+static int drop_one(struct pgs__ledger *l, struct walk *w, pgs_gen_t gen, uint64_t x_pages, uint64_t *budget,
+                    bool *done, struct pgs_error *err)
 {
-    struct drop d = {.gen = gen, .x_pages = x_pages, .budget = *budget};
+    struct drop d = {.gen = gen, .prev = w->prev, .x_pages = x_pages, .budget = *budget};
     uint8_t key[KEY_MAX];
-    int rc = pgs__lchain_prev(l, gen, &d.prev, err);
+    int rc = w->upto && w->upto + 1 == gen ? 0 : pgs__lchain_prev(l, gen, &d.prev, err);
+    *w = (struct walk){gen, d.prev};
     if (!rc) rc = drop_buckets(l, &d, done, err);
     if (rc) return rc;
     l->meta.hdr.pages_expired -= pgs__min_u64(l->meta.hdr.pages_expired, x_pages - d.x_pages);
@@ -257,6 +266,7 @@ int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t g
     *any = *more = false;
     if (!l->gen) return pgs__fail(err, PGS_EBUG, "drop without begin");
     pgs_gen_t at = h->drop_hint;
+    struct walk walk = {0};
     /* Once round: from the hint to the end and from the beginning, each entry that is there now at most once. */
     uint64_t n_old = h->n_expired > l->n_expired_now ? h->n_expired - l->n_expired_now : 0;
     for (uint64_t left = h->n_expired + 1; left > 0 && n_old > 0; left--) {
@@ -280,10 +290,11 @@ int pgs__ledger_drop(struct pgs__ledger *l, int (*pinned)(void *ctx, pgs_gen_t g
         rc = pinned(ctx, gen);
         if (rc < 0) return rc;
         if (rc > 0) {
+            walk = (struct walk){gen, gen};
             budget--;
         } else {
             bool done = true;
-            rc = drop_one(l, gen, x_pages, &budget, &done, err);
+            rc = drop_one(l, &walk, gen, x_pages, &budget, &done, err);
             if (rc) return rc;
             *any = true;
             *more = !done;

@@ -54,6 +54,8 @@ bool pgs__lexpired_now(const struct pgs__ledger *l, pgs_gen_t gen);
 /* ledger_dead.c: pages in buckets that entry `gen` holds, with birth > floor; at most `limit` entries are looked at */
 int pgs__lheld(struct pgs__ledger *l, pgs_gen_t gen, pgs_gen_t floor, uint64_t *pages, uint64_t *visited,
                struct pgs_error *err);
+/* The next bucket that hangs at `holder`, from `bucket` on; -PGS_ENOENT: none. */
+int pgs__lhung(struct pgs__ledger *l, pgs_gen_t holder, pgs_gen_t bucket, pgs_gen_t *out, struct pgs_error *err);
 /* 'd' -> nothing or 'm' */
 int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err);
 int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node, struct pgs_error *err);

@@ -50,6 +50,7 @@ struct pgs__meta_kept {
     struct pgs__msg *msgs;
     size_t n_msgs, cap;
     struct pgs__arena *arena;
+    bool nothing_hung; /* ledger.h */
 };
 void pgs__meta_keep(struct pgs__meta *m, const struct pgs__root *root, struct pgs__meta_kept *k);
 int pgs__meta_reopen(struct pgs__meta *m, struct pgs__pagefile *pf, const struct pgs__root *root,

@@ -92,6 +92,9 @@ int pgs__pinned_collect(struct pgs__session *s, struct pgs__pinned_set *set, str
         return pgs__fail(err, PGS_ENOMEM, "no memory to collect pins");
     }
     sort_unique(set);
+    /* As a rule there is no reader without a slot: one question for all generations. Not 0: somebody, or unknown. */
+    uint64_t at, head = atomic_load(&s->ctl.c->head_gen);
+    set->open = pgs__ofd_first(s->pf.fd, PGS__LOCK_READ(0), PGS__LOCK_READ(head + 1), &at) != 0;
     return 0;
 }
 
@@ -100,7 +103,7 @@ int pgs__pinned(void *ctx, pgs_gen_t gen)
     struct pgs__pinned_set *set = ctx;
     if (set->all) return 1;
     if (set->n && bsearch(&gen, set->gens, set->n, sizeof *set->gens, cmp_u64)) return 1;
-    return pgs__read_locked(set->s, gen);
+    return set->open ? pgs__read_locked(set->s, gen) : 0;
 }
 
 void pgs__pinned_free(struct pgs__pinned_set *set)

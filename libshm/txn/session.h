@@ -146,7 +146,8 @@ struct pgs__pinned_set {
     struct pgs__session *s;
     uint64_t *gens; /* sorted */
     size_t n, cap;
-    bool all; /* could not be collected: everything counts as pinned */
+    bool all;  /* could not be collected: everything counts as pinned */
+    bool open; /* somebody holds read locks: each generation is asked for */
 };
 int pgs__pinned_collect(struct pgs__session *s, struct pgs__pinned_set *set, struct pgs_error *err);
 int pgs__pinned(void *set, pgs_gen_t gen); /* 1, 0, -PGS_E… */
