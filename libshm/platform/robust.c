@@ -5,7 +5,10 @@
  * other threads of that process may still be running, so the heir repairs only what the lock itself protects (HAZARDS 4).
  *
  * Waits are cut into slices: a signal does not interrupt pthread_mutex_lock, so the caller's `interrupted` is asked between slices; and a lost
- * wake-up costs one slice, not for ever. ERRORCHECK, so that a relock by the owner and an unlock by a forked child are seen.
+ * wake-up costs one slice, not for ever. ERRORCHECK, so that an unlock by a forked child is seen.
+ *
+ * The mutex names its owner by thread id, and two containers that share a store each have a thread 1: EDEADLK only says that the holder has our number in
+ * its own PID namespace. Whether it is us we know ourselves.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +36,8 @@ int pgs__robust_init(struct pgs__robust *r)
     atomic_init(&r->owner_pid, 0);
     return rc ? -PGS_ENOTSUP : 0;
 }
+
+static _Thread_local const struct pgs__robust *mine; /* held by this thread: one at a time, by its rank */
 
 /* Wait for at most `ns`; 0 or an errno value. */
 #ifdef PGS__TSAN
@@ -76,9 +81,11 @@ static int lock_slice(struct pgs__robust *r, int64_t ns)
 
 int pgs__robust_lock(struct pgs__robust *r, int64_t timeout_ns, int (*interrupted)(void *), void *ctx)
 {
+    const struct timespec nap = {.tv_nsec = 1000000};
     pgs__rank_check(PGS__RANK_COMMIT);
+    if (mine == r) return -PGS_EBUG;
     int rc = pthread_mutex_trylock(&r->m);
-    if (rc == EBUSY && timeout_ns != 0) {
+    if ((rc == EBUSY || rc == EDEADLK) && timeout_ns != 0) {
         uint64_t start = pgs__clock_mono_ns();
         do {
             int64_t slice = SLICE_NS;
@@ -89,20 +96,23 @@ int pgs__robust_lock(struct pgs__robust *r, int64_t timeout_ns, int (*interrupte
             }
             if (interrupted && interrupted(ctx)) return -PGS_EINTR;
             rc = lock_slice(r, slice);
-        } while (rc == ETIMEDOUT);
+            if (rc == EDEADLK) nanosleep(&nap, NULL); /* a namesake: its release cannot be waited for */
+        } while (rc == ETIMEDOUT || rc == EDEADLK);
     }
     switch (rc) {
     case 0:
     case EOWNERDEAD:
         pgs__rank_push(PGS__RANK_COMMIT);
+        mine = r;
         /* Relaxed: a name for messages; the mutex orders everything else. */
         atomic_store_explicit(&r->owner_pid, (uint32_t)getpid(), memory_order_relaxed);
         return rc == EOWNERDEAD;
     case EBUSY:
+    case EDEADLK:
     case ETIMEDOUT:
         return -PGS_ELOCKED;
     default:
-        return -PGS_EBUG; /* ENOTRECOVERABLE, EDEADLK, or bytes that are no mutex */
+        return -PGS_EBUG; /* ENOTRECOVERABLE, or bytes that are no mutex */
     }
 }
 
@@ -114,6 +124,7 @@ void pgs__robust_consistent(struct pgs__robust *r)
 void pgs__robust_unlock(struct pgs__robust *r)
 {
     pgs__rank_pop(PGS__RANK_COMMIT);
+    mine = NULL;
     atomic_store_explicit(&r->owner_pid, 0, memory_order_relaxed); /* as in pgs__robust_lock */
     PGS_BUG_ON(pthread_mutex_unlock(&r->m) != 0);
 }

@@ -171,6 +171,47 @@ TEST(processes_exclude_each_other)
     CHECK_EQ(sh->a, 6000);
 }
 
+/* Runs fn as process 1 of a PID namespace of its own. */
+static pid_t in_own_namespace(int (*fn)(struct shared *), struct shared *sh)
+{
+    pid_t outer = fork();
+    if (outer) return outer;
+    if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) _exit(77);
+    pid_t pid = fork();
+    if (pid < 0) _exit(77);
+    if (pid == 0) _exit(getpid() == 1 ? fn(sh) : 99);
+    _exit(exit_of(pid));
+}
+static int hold_a_while(struct shared *sh)
+{
+    if (pgs__robust_lock(&sh->lock, -1, NULL, NULL) != 0) return 1;
+    atomic_store(&sh->ready, 1);
+    usleep(300000);
+    sh->a = 1;
+    pgs__robust_unlock(&sh->lock);
+    return 0;
+}
+static int want_it_too(struct shared *sh)
+{
+    if (pgs__robust_lock(&sh->lock, 0, NULL, NULL) != -PGS_ELOCKED) return 1;
+    if (pgs__robust_lock(&sh->lock, 20000000, NULL, NULL) != -PGS_ELOCKED) return 2;
+    if (pgs__robust_lock(&sh->lock, -1, NULL, NULL) != 0) return 3;
+    if (sh->a != 1) return 4;
+    pgs__robust_unlock(&sh->lock);
+    return 0;
+}
+
+TEST(a_namesake_in_another_pid_namespace_is_waited_for)
+{
+    struct shared *sh = shared_new();
+    pid_t a = in_own_namespace(hold_a_while, sh);
+    for (int i = 0; i < 2000 && !atomic_load(&sh->ready); i++) usleep(1000);
+    if (!atomic_load(&sh->ready)) SKIP("no PID namespaces here");
+    pid_t b = in_own_namespace(want_it_too, sh);
+    CHECK_EQ(exit_of(b), 0);
+    CHECK_EQ(exit_of(a), 0);
+}
+
 /* --- ranks ------------------------------------------------------------------------------------------------------------------ */
 static bool aborts(void (*fn)(void))
 {
