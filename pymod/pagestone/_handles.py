@@ -155,7 +155,11 @@ def _open_gen(store: Store, gen: int, what: str, version: int) -> Snapshot:
     from ._store import Snapshot
 
     try:
-        return Snapshot(store, "g", gen)
+        snapshot = Snapshot(store, "g", gen)
+        if snapshot.version == version:
+            return snapshot
+        snapshot.close()  # generations, unlike versions, may be counted again after a power loss
+        raise VersionExpiredError
     except VersionExpiredError:
         raise VersionExpiredError(
             f"the {what} handle's version {version} is gone: its lease ran out and nobody holds it; "

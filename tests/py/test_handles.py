@@ -295,6 +295,15 @@ def test_an_expired_lease_says_so(shm_path):
             pickle.loads(hs)
 
 
+def test_a_generation_counted_again_is_not_the_version_that_was_sent(store):
+    """After a power loss generations may be counted again; version numbers are not."""
+    store["x"] = np.arange(1000)
+    load, arguments = store.snapshot().__reduce__()
+    assert load(*arguments).version == store.version
+    with pytest.raises(ps.VersionExpiredError):
+        load(*arguments[:-1], store.version - 1)
+
+
 @pytest.mark.parametrize("data", [np.arange(100_000), np.arange(3)], ids=["large", "small"])
 def test_a_view_of_the_sender_keeps_the_version_past_the_lease(shm_path, data):
     s = ps.open(shm_path, history=0)
