@@ -244,10 +244,13 @@ static bool one_round(struct situation *c, const struct scenario *sc, const stru
     barrier_failed = false;
     uint64_t first = pgs__inject_count(f->kind);
     pgs__inject_fail(f->kind, f->nth, f->os_errno, f->for_good);
+    double begun = seconds();
     int rc = sc->call(c);
+    double took = seconds() - begun;
     uint64_t met = pgs__inject_count(f->kind) - first;
     pgs__inject_clear();
     check_error(rc, f);
+    if (took > 5 * slowness()) TEST_FAIL("a failing call took %.1f s", took);
     look_after(c, sc, rc);
     let_go(c);
     check_left(base, sc->name);
