@@ -31,9 +31,7 @@ def from_time(time: dt.datetime) -> int:
     return (time.astimezone(dt.timezone.utc) - _EPOCH) // dt.timedelta(microseconds=1) * 1000
 
 
-class Commit(NamedTuple):
-    """One entry of :meth:`Store.log`."""
-
+class _Commit(NamedTuple):
     version: int
     time: dt.datetime
     pid: int
@@ -41,7 +39,18 @@ class Commit(NamedTuple):
     message: str | None
     keys: tuple[str, ...]
     bytes_written: int
-    keys_truncated: bool = False
+
+
+class Commit(_Commit):
+    """One entry of :meth:`Store.log`: version, time, pid, command, message, keys, bytes_written.
+
+    Attributes
+    ----------
+    keys_truncated : bool
+        Whether more keys changed than the log kept.
+    """
+
+    keys_truncated = False
 
 
 class Reader(NamedTuple):
@@ -408,7 +417,9 @@ class Store(_core.StoreBase, AtomicMapping):
         if version is None:
             self._tag(name, -1)
             return
-        with version if isinstance(version, Snapshot) else self.at(version) as s:
+        with self._borrow(version) as s:
+            if s._store._info()["uuid"] != self._info()["uuid"]:
+                raise ValueError("the snapshot is of another store: its version says nothing about this one")
             self._tag(name, s.version)
 
     def untag(self, name: str) -> None:
@@ -421,10 +432,12 @@ class Store(_core.StoreBase, AtomicMapping):
         return self._tags()
 
     def _commits(self, before: int = 0, limit: int = -1) -> list[Commit]:
-        return [
-            Commit(version, to_time(ns), pid, command, message, keys, written, bool(cut))
-            for version, ns, pid, command, message, keys, written, cut in self._log(before, limit)
-        ]
+        commits = []
+        for version, ns, pid, command, message, keys, written, cut in self._log(before, limit):
+            commits.append(Commit(version, to_time(ns), pid, command, message, keys, written))
+            if cut:
+                commits[-1].keys_truncated = True
+        return commits
 
     def log(self, key: str | None = None) -> list[Commit]:
         """The commits, newest first; with `key` only those that changed it (or keys below it)."""

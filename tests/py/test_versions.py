@@ -168,6 +168,8 @@ def test_log(store):
         t["a"] = 2
         del t["g/b"]
     log = store.log()
+    version, when, pid, command, message, keys, written = log[0]
+    assert version == 3 and when == log[0].time and not log[0].keys_truncated and pickle.loads(pickle.dumps(log)) == log
     assert [c.version for c in log][:3] == [3, 2, 1]
     assert log[0].message == "both" and sorted(log[0].keys) == ["a", "g/b"] and log[1].message is None
     assert (log[0].pid == os.getpid() and "python" in log[0].command) or log[0].command
