@@ -128,8 +128,8 @@ bool value_is_inline(const struct pgs_object *obj);
 /* Bytes, plain and pickled contents. view may be NULL for inline data. */
 PyObject *value_decode(PyObject *store, const struct pgs_object *obj, const void *data, ViewObject *view,
                        PyObject *key);
-/* Stage `value` under `key` in t. store: for Arrays that share pages. */
-int value_store(PyObject *store, pgs_txn *t, const struct key *k, PyObject *value);
+/* Stage `value` under `key` in t. store: for Arrays that share pages. last: nothing but the commit follows. */
+int value_store(PyObject *store, pgs_txn *t, const struct key *k, PyObject *value, bool last);
 
 /* --- store.c, snapshot.c, txn.c ------------------------------------------------------------------------------------------ */
 typedef struct {

@@ -173,7 +173,7 @@ static int store_set(PyObject *self, PyObject *key, PyObject *value)
         int rc = pgs_begin(o->s, PGS_ISO_SNAPSHOT, &t, &err);
         if (rc < 0) return core_raise_int(rc, &err);
         if (value) {
-            if (value_store(self, t, &k, value) < 0) {
+            if (value_store(self, t, &k, value, true) < 0) {
                 CORE_BLOCKING(pgs_txn_unref(t));
                 return -1;
             }

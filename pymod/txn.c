@@ -106,7 +106,7 @@ static int txn_set(PyObject *self, PyObject *key, PyObject *value)
     TxnObject *o = (TxnObject *)self;
     struct key k;
     struct pgs_error err = {0};
-    if (value) return key_for_writing(key, &k) < 0 ? -1 : value_store((PyObject *)o->store, o->t, &k, value);
+    if (value) return key_for_writing(key, &k) < 0 ? -1 : value_store((PyObject *)o->store, o->t, &k, value, false);
     if (key_for_reading(key, &k) < 0) return -1;
     int rc;
     CORE_BLOCKING(rc = pgs_txn_delete(o->t, k.p, (size_t)k.len, &err));

@@ -200,7 +200,7 @@ static int share_pages(PyObject *store, pgs_txn *t, const struct key *k, PyArray
     return rc;
 }
 
-/* A strided array goes straight into the store's own memory: one copy instead of two. */
+/* A strided array goes straight into the store's own memory: one copy instead of two. Such an array cannot change its size before the commit. */
 static int put_strided(pgs_txn *t, const struct key *k, PyArrayObject *a, const struct pgs_type *type)
 {
     struct pgs_error err = {0};
@@ -220,7 +220,7 @@ static int put_strided(pgs_txn *t, const struct key *k, PyArrayObject *a, const 
     return rc;
 }
 
-static int put_array(PyObject *store, pgs_txn *t, const struct key *k, PyArrayObject *a)
+static int put_array(PyObject *store, pgs_txn *t, const struct key *k, PyArrayObject *a, bool last)
 {
     struct pgs_type type = {0};
     PyObject *desc = NULL;
@@ -232,7 +232,7 @@ static int put_array(PyObject *store, pgs_txn *t, const struct key *k, PyArrayOb
         return rc < 0 ? -1 : 0;
     }
     uint64_t n = (uint64_t)PyArray_NBYTES(a);
-    if (!PyArray_IS_C_CONTIGUOUS(a) && !f && n >= (1u << 20))
+    if (last && !PyArray_IS_C_CONTIGUOUS(a) && !f && n >= (1u << 20))
         rc = put_strided(t, k, a, &type);
     else {
         PyArrayObject *dense =
@@ -318,9 +318,9 @@ static bool is_bytes_like(PyObject *v)
            !PyArray_CheckScalar(v);
 }
 
-int value_store(PyObject *store, pgs_txn *t, const struct key *k, PyObject *value)
+int value_store(PyObject *store, pgs_txn *t, const struct key *k, PyObject *value, bool last)
 {
-    if (is_array(value)) return put_array(store, t, k, (PyArrayObject *)value);
+    if (is_array(value)) return put_array(store, t, k, (PyArrayObject *)value, last);
     if (is_bytes_like(value)) return put_bytes(t, k, value);
     PyObject *plain = NULL;
     int rc = plain_encode(value, &plain);

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.testing
 import pagestone as ps
 import pytest
+from pagestone import _core
 
 PAGE = 4096
 RECORD = np.dtype([("id", "<i4"), ("v", "<f8")])  # 12 bytes: record 341 lies on two pages
@@ -524,12 +525,15 @@ def test_a_full_tmpfs_is_an_error_and_a_scan_of_a_sparse_array_allocates_nothing
 
 def test_a_terabyte_opens_at_once(path):
     s = ps.open(path, "x")
-    a = s.create("x", 2**37)  # 1 TiB
-    assert a.nbytes == 2**40 and a[2**36] == 0 and a[-1] == 0
+    known = _core.capabilities()
+    asks = known["pagemap_scan"][0] or known["pagemap"][0]  # else all pages are compared: minutes for 1 TiB of holes
+    n = 2**37 if asks else 2**25
+    a = s.create("x", n)
+    assert a.nbytes == 8 * n and a[n // 2] == 0 and a[-1] == 0
     with s.begin() as t:
-        t["x"][2**36] = 5
+        t["x"][n // 2] = 5
         t["x"][-1] = 6
-    assert (s["x"][2**36], s["x"][-1], s["x"][123456]) == (5, 6, 0)
+    assert (s["x"][n // 2], s["x"][-1], s["x"][123456]) == (5, 6, 0)
     assert a[-1] == 0
     assert s.stat().live < 10**6
     assert s.diff(1, 2).changed.keys() == {"x"}
@@ -775,7 +779,11 @@ def test_tags_and_negative_numbers(store):
     store.tag("a")
     store.tag("b", 2)
     store.tag("c", "b")
-    store.tag("d", store.at(3))
+    third = store.at(3)
+    store.tag("d", third)
+    assert third["x"] == 2  # still ours
+    with ps.open() as other, pytest.raises(ValueError):
+        other.tag("d", third)
     assert store.tags == {"a": 5, "b": 2, "c": 2, "d": 3}
     assert store.at("c")["x"] == 1 and store.at(-1).version == 5 and store.at(-6).version == 0
     for bad in ("", "1a", "-a", "a/b", "x" * 201):
@@ -1036,6 +1044,9 @@ def test_an_array_takes_the_place_of_another(store, n):
         t["x"] = t["x"][::-1]
         assert t["x"][0] == -1 and np.array_equal(t["x"][1:], a[2::2])
         t["x"] = t["x"][::2]
+        t.append("x", [7, 8])
+        assert t["x"][-2:].tolist() == [7, 8]
+        t.resize("x", 5)
         point.rollback()
         assert t["x"][0] == -1 and np.array_equal(t["x"][1:], a[2::2])
     assert store["x"][0] == -1 and np.array_equal(store["x"][1:], a[2::2])
