@@ -150,4 +150,4 @@ def timeout_ns(timeout: float | None) -> int:
         return -1
     if not timeout >= 0:
         raise ValueError("timeout is a number of seconds, at least 0, or None")
-    return max(1, min(int(timeout * 1e9), 2**62))
+    return max(1, int(min(timeout * 1e9, 2.0**62)))
