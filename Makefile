@@ -9,6 +9,7 @@ WARN += -Werror -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -
 endif
 BASE_CFLAGS = -std=gnu11 -fPIC -fvisibility=hidden -pthread -I. $(WARN) $(OPT) -MMD -MP
 B ?= build
+Q := $(if $(V),,@)
 comma := ,
 LAYERS ?= platform pages tree extents catalog txn tasks sync api
 LIB_SRC := $(sort $(wildcard $(LAYERS:%=libshm/%/*.c)))
@@ -29,6 +30,7 @@ demo:
 
 test:
 	@tools/bootstrap.sh $(VENV) build test
+	@echo "building the test programs"
 	@$(MAKE) --no-print-directory -j2 module unit-programs
 	@$(PY) tools/check_layers.py
 	@$(PY) tools/run_tests.py --unit $(B)/unit
@@ -55,10 +57,10 @@ lint:
 define flavour
 $(B)/$(1)/%.o: %.c
 	@mkdir -p $$(@D)
-	$$(CC) $$(BASE_CFLAGS) $(2) -c $$< -o $$@
+	$$(Q)$$(CC) $$(BASE_CFLAGS) $(2) -c $$< -o $$@
 $(B)/$(1)/libpagestone.a: $$(patsubst %.c,$(B)/$(1)/%.o,$$(LIB_SRC))
 	@rm -f $$@
-	ar rcs $$@ $$^
+	$$(Q)ar rcs $$@ $$^
 endef
 $(eval $(call flavour,prod,))
 $(eval $(call flavour,testing,-DPGS_TESTING -DPGS_DEBUG))
@@ -71,22 +73,22 @@ lib: $(B)/prod/libpagestone.a
 define runner
 $(B)/$(1)/test_%: $(B)/$(2)/tests/unit/test_%.o $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
-	$$(CC) -pthread $(3) $$^ -o $$@
+	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
 $(B)/$(1)/test_%: $(B)/$(2)/tests/mp/test_%.o $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
-	$$(CC) -pthread $(3) $$^ -o $$@
+	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
 $(B)/$(1)/test_%: $(B)/$(2)/tests/crash/test_%.o $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
-	$$(CC) -pthread $(3) $$^ -o $$@
+	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
 endef
 $(eval $(call runner,unit,testing,))
 $(eval $(call runner,asan-unit,asan,-fsanitize=address$(comma)undefined))
 $(eval $(call runner,tsan-unit,tsan,-fsanitize=thread))
 UNIT_NAMES := $(notdir $(UNIT_SRC:.c=))
 EXAMPLES := $(notdir $(basename $(wildcard examples/*.c)))
-$(B)/examples/%: examples/%.c $(B)/prod/libpagestone.a
+$(B)/examples/%: examples/%.c $(B)/testing/libpagestone.a
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 -Wall -Wextra -O2 -Ilibshm/include $^ -pthread -o $@
+	$(Q)$(CC) -std=gnu11 -Wall -Wextra -O2 -Ilibshm/include $^ -pthread -o $@
 .PHONY: unit-programs
 unit-programs: $(UNIT_NAMES:%=$(B)/unit/%) $(EXAMPLES:%=$(B)/examples/%)
 unit: unit-programs

@@ -25,7 +25,7 @@
 
 #include "libshm/platform/file.h"
 #include "libshm/platform/procfd.h"
-#include "libshm/platform/record_format.h"
+#include "libshm/platform/recorder_log.h"
 
 #define MAX_FILES 4096
 

@@ -20,7 +20,7 @@
 
 #include "libshm/platform/file.h"
 #include "libshm/platform/hash.h"
-#include "libshm/platform/record_format.h"
+#include "libshm/platform/recorder_log.h"
 
 /* --- loading ---------------------------------------------------------------------------------------------------------------- */
 static int slurp(const char *path, void **bytes, size_t *n_bytes)

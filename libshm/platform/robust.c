@@ -79,6 +79,26 @@ static int lock_slice(struct pgs__robust *r, int64_t ns)
 }
 #endif
 
+/* A system call of its own, for a name in messages: asked again after a fork only. */
+static _Atomic uint32_t own_pid;
+static void forget_pid(void)
+{
+    atomic_store_explicit(&own_pid, 0, memory_order_relaxed); /* orders nothing, as below */
+}
+__attribute__((constructor)) static void forget_pid_at_fork(void)
+{
+    pthread_atfork(NULL, NULL, forget_pid);
+}
+static uint32_t pid_of_owner(void)
+{
+    uint32_t pid = atomic_load_explicit(&own_pid, memory_order_relaxed);
+    if (pid == 0) {
+        pid = (uint32_t)getpid();
+        atomic_store_explicit(&own_pid, pid, memory_order_relaxed);
+    }
+    return pid;
+}
+
 int pgs__robust_lock(struct pgs__robust *r, int64_t timeout_ns, int (*interrupted)(void *), void *ctx)
 {
     const struct timespec nap = {.tv_nsec = 1000000};
@@ -105,7 +125,7 @@ int pgs__robust_lock(struct pgs__robust *r, int64_t timeout_ns, int (*interrupte
         pgs__rank_push(PGS__RANK_COMMIT);
         mine = r;
         /* Relaxed: a name for messages; the mutex orders everything else. */
-        atomic_store_explicit(&r->owner_pid, (uint32_t)getpid(), memory_order_relaxed);
+        atomic_store_explicit(&r->owner_pid, pid_of_owner(), memory_order_relaxed);
         return rc == EOWNERDEAD;
     case EBUSY:
     case EDEADLK:

@@ -1,10 +1,10 @@
-/* Pagestone | platform/record_format — one record in the log of platform/record.
+/* Pagestone | platform/recorder_log — one record in the log of platform/record.
  * SPDX-License-Identifier: Apache-2.0
  *
  * A header, then path, path2 (each with its NUL) and data. Read on the machine that wrote it.
  */
-#ifndef PGS_PLATFORM_RECORD_FORMAT_H
-#define PGS_PLATFORM_RECORD_FORMAT_H
+#ifndef PGS_PLATFORM_RECORDER_LOG_H
+#define PGS_PLATFORM_RECORDER_LOG_H
 
 #include "libshm/platform/base.h"
 
