@@ -287,20 +287,23 @@ int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_er
 
 void pgs__pagefile_punch(struct pgs__pagefile *pf, uint64_t first_chunk, uint64_t n_chunks)
 {
-    PGS_BUG_ON(first_chunk < 2); /* superblocks: pages 0 and 512 */
+    struct stat st;
+    PGS_BUG_ON(first_chunk < 2);           /* superblocks: pages 0 and 512 */
+    if (!is_ours(pf, pf->fd, &st)) return; /* I4: a hole in somebody else's file */
     (void)pgs__file_ops->fallocate(pf->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                    (off_t)(first_chunk * PGS_CHUNK_SIZE), (off_t)(n_chunks * PGS_CHUNK_SIZE));
 }
 
 int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err)
 {
-    int rc = pgs__file_ops->fdatasync(pf->fd);
-    if (rc < 0) {
-        pgs__fail_os(err, -rc, "the disk did not take the store's data (fdatasync)");
-        if (err) err->code = PGS_EIO; /* whatever the reason: the caller poisons the store */
-        return -PGS_EIO;
+    int rc = pgs__pagefile_check_fd(pf, err); /* success on another file would be a promise that nobody kept */
+    if (rc == 0) {
+        rc = pgs__file_ops->fdatasync(pf->fd);
+        if (rc < 0) pgs__fail_os(err, -rc, "the disk did not take the store's data (fdatasync)");
     }
-    return 0;
+    if (rc == 0) return 0;
+    if (err) err->code = PGS_EIO; /* whatever the reason: the caller poisons the store */
+    return -PGS_EIO;
 }
 
 uint64_t pgs__pagefile_resident(struct pgs__pagefile *pf)

@@ -589,6 +589,25 @@ TEST(a_foreign_file_under_our_number_is_never_written_nor_closed)
     CHECK(fstat(foreign, &st) == 0 && st.st_blocks == 0 && st.st_size == 64l << 30);
 }
 
+TEST(neither_holes_nor_barriers_go_to_a_foreign_file)
+{
+    struct pgs__pagefile pf;
+    struct stat st;
+    uint8_t chunk[4096];
+    memset(chunk, 7, sizeof chunk);
+    make_dir("/dev/shm");
+    open_in_dir(&pf);
+    CHECK_OK(pgs__pagefile_grow(&pf, 3 * PGS_CHUNK_PAGES, &err));
+    int foreign = open(in_dir("foreign"), O_RDWR | O_CREAT | O_CLOEXEC, 0600), was = pf.fd;
+    CHECK(pwrite(foreign, chunk, sizeof chunk, 2 * (off_t)PGS_CHUNK_SIZE) == sizeof chunk);
+    CHECK(dup2(foreign, was) == was);
+    pgs__pagefile_punch(&pf, 2, 1);
+    CHECK(fstat(foreign, &st) == 0 && st.st_blocks > 0);
+    CHECK_OK(pgs__pagefile_barrier(&pf, &err));
+    CHECK(pf.fd != was); /* ours was synced */
+    pgs__pagefile_fini(&pf);
+}
+
 TEST(a_closed_descriptor_without_a_name_is_an_error)
 {
     struct pgs__pagefile pf;
