@@ -11,6 +11,8 @@
 #include "libshm/platform/mem.h"
 #include "libshm/tree/edit_state.h"
 
+#define RESET_KEEPS 12u /* images */
+
 /* --- nodes of an edit ------------------------------------------------------------------------------------------------------ */
 
 struct pgs_ptr pgs__edit_root(const struct pgs__edit *e)
@@ -105,6 +107,30 @@ void pgs__edit_free(struct pgs__edit *e)
     pgs__free(e->node);
     pgs__free(e->dead);
     pgs__free(e);
+}
+
+void pgs__edit_reset(struct pgs__edit *e, struct pgs__pagefile *pf, enum pgs__tree_kind kind,
+                     const struct pgs_ptr *root)
+{
+    for (size_t i = 0; i < e->n_node; i++) {
+        if (e->node[i] && e->n_spare < RESET_KEEPS)
+            push_spare(e, e->node[i]);
+        else
+            pgs__free(e->node[i]);
+    }
+    while (e->n_spare > RESET_KEEPS) {
+        struct pgs__spare *s = e->spare;
+        e->spare = s->next;
+        e->n_spare--;
+        pgs__free(s);
+    }
+    e->n_node = e->n_dead = 0;
+    e->n_dirty = 0;
+    e->changed = e->spent = e->has_finger = false;
+    e->broken = 0;
+    e->pf = pf;
+    e->kind = kind;
+    e->root = *root;
 }
 
 bool pgs__edit_is_clean(const struct pgs__edit *e)

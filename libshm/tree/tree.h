@@ -74,6 +74,9 @@ int pgs__tree_check(const struct pgs__tree *t, struct pgs_error *err);
 struct pgs__edit *pgs__edit_new(struct pgs__pagefile *pf, enum pgs__tree_kind kind,
                                 const struct pgs_ptr *root); /* NULL: no memory */
 void pgs__edit_free(struct pgs__edit *e);                    /* accepts NULL; drops what was not written */
+/* As free and new, for who edits often: the memory of a small edit is used again. Cannot fail. */
+void pgs__edit_reset(struct pgs__edit *e, struct pgs__pagefile *pf, enum pgs__tree_kind kind,
+                     const struct pgs_ptr *root);
 /* Insert or replace. -PGS_E2BIG when key or cell exceed the limits. Appending in ascending order fills nodes completely. key and val may point into
  * the edit itself. Putting what is there already changes nothing.
  *

@@ -60,19 +60,33 @@ uint64_t pgs__page_limit(const struct pgs__ledger *l)
 
 struct pgs__space *pgs__space_of(struct pgs__session *s)
 {
+    uint64_t fork_count = atomic_load_explicit(&s->fork_count, memory_order_relaxed); /* changes in a fork hook only */
     pgs__mutex_lock(&s->space_mx);
-    if (!s->space) s->space = pgs__calloc(1, sizeof *s->space);
     struct pgs__space *sp = s->space;
+    if (PGS_UNLIKELY(!sp || sp->fork_count != fork_count)) {
+        sp = pgs__calloc(1, sizeof *sp);
+        if (sp) {
+            sp->fork_count = fork_count;
+            sp->inherited = s->space;
+            s->space = sp;
+        }
+    }
     pgs__mutex_unlock(&s->space_mx);
     return sp;
 }
 
 void pgs__space_end(struct pgs__session *s)
 {
-    if (!s->space) return;
-    pgs__meta_kept_free(&s->space->kept);
-    pgs__free(s->space->buf);
-    pgs__free(s->space);
+    bool own = s->space && s->space->fork_count == atomic_load(&s->fork_count);
+    for (struct pgs__space *sp = s->space, *next; sp; sp = next, own = false) {
+        next = sp->inherited;
+        if (own) { /* what a parent was changing is left as it is */
+            pgs__meta_kept_free(&sp->kept);
+            pgs__edit_free(sp->edit);
+            pgs__free(sp->buf);
+        }
+        pgs__free(sp);
+    }
     s->space = NULL;
 }
 

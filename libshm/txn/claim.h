@@ -82,6 +82,9 @@ uint64_t pgs__page_limit(const struct pgs__ledger *l);
 /* --- what this process knows about free space ------------------------------------------------------------------------------ */
 #define PGS__N_RECYCLED 16u
 struct pgs__space {
+    uint64_t fork_count; /* of the session when this was made */
+    struct pgs__space
+        *inherited; /* the parent's, never looked into: another thread may have been in a commit at the fork */
     /* under s->space_mx */
     struct {
         uint64_t first, n;
@@ -91,9 +94,11 @@ struct pgs__space {
     uint64_t freed_pages;     /* since the last look at what is resident */
     uint64_t punch_below;     /* chunk below which the punching goes on; 0: from the top */
     /* under the commit lock */
-    bool try_low;               /* claim_nodes.c: something was reclaimed */
+    bool reclaimed[3];          /* claim_nodes.c, by enum pgs__life: something was, since the last search */
+    uint64_t node_end[3];       /* end of the free run that was used last */
     uint64_t node_hint[2];      /* claim_nodes.c, by enum pgs__life: where the log goes on */
     struct pgs__meta_kept kept; /* the ledger as this process published it last */
+    struct pgs__edit *edit;     /* of the last commit, for the next one */
     void *buf;                  /* images of the pages that a commit writes */
     size_t buf_bytes;
 };

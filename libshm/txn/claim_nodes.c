@@ -120,18 +120,28 @@ static int look_whole(struct search *f)
     return rc == -PGS_EFULL ? 0 : rc;
 }
 
-/* The lowest place, for long-lived nodes: tried until it fails, and again after something was reclaimed. */
-static int look_low(struct search *f, struct pgs__space *sp)
+/* The lowest place, for long-lived nodes after something was reclaimed. */
+static int look_low(struct search *f)
 {
-    if (!sp->try_low) return 0;
     f->max_looks = LOW_LOOKS;
     int rc = look_from(f, f->lowest + 1);
-    if (rc == 0) {
-        sp->try_low = false;
-        f->n_pieces = f->sum = f->looks = 0;
-    }
+    if (rc == 0) f->n_pieces = f->sum = f->looks = 0;
     f->max_looks = MAX_LOOKS;
     return rc;
+}
+
+/* What is left of the run that was used last: one lookup instead of a search, and the usual case. */
+static int look_last(struct search *f, uint64_t end)
+{
+    uint8_t key[PGS__KEY_MAX];
+    struct pgs_span val;
+    uint64_t n;
+    if (end == 0) return 0;
+    int rc = pgs__meta_get(&f->l->meta, key, pgs__meta_key1(key, 'N', end), &val, f->err);
+    if (rc == 0) rc = pgs__lval_num(val, 'N', &n, f->err);
+    if (rc) return rc == -PGS_ENOENT ? 0 : rc;
+    if (n < f->n_pages || n > end || end - n < f->lowest || end > f->l->meta.hdr.hw_pages) return 0;
+    return consider(f, end - n, end, false);
 }
 
 /* From `hint` to the end, then from the beginning, where the pieces begin anew. */
@@ -156,7 +166,10 @@ int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life
         f.lowest = border;
     else
         f.limit = pgs__min_u64(f.limit, border);
-    int rc = life == PGS__LONG_LIVED ? look_low(&f, sp) : 0;
+    bool anew = sp->reclaimed[life] && life != PGS__SHORT_LIVED; /* lower places may be free again */
+    int rc = anew ? 0 : look_last(&f, sp->node_end[life]);
+    if (rc == 0 && life == PGS__LONG_LIVED && anew) rc = look_low(&f);
+    sp->reclaimed[life] = false;
     if (rc == 0) rc = look_round(&f, life == PGS__RECORD ? 0 : sp->node_hint[life]);
     if (rc == 0 && f.sum < n_pages && life != PGS__LONG_LIVED) { /* their place is full */
         f.limit = pgs__page_limit(l);
@@ -177,6 +190,7 @@ int pgs__claim_nodes(struct pgs__claim *c, struct pgs__ledger *l, enum pgs__life
         if (rc) return rc;
         runs[i] = f.piece[i];
     }
+    sp->node_end[life] = f.from[n - 1].page.n + f.from[n - 1].n_pages;
     if (life != PGS__RECORD)
         sp->node_hint[life] = runs[n - 1].page.n + runs[n - 1].n_pages + 1; /* in the rest of its run, or behind it */
     *n_runs = n;

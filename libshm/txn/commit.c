@@ -67,7 +67,12 @@ int pgs__commit_begin(struct pgs__commit *c, struct pgs__session *s, const struc
     rc = sp ? pgs__ledger_reopen(&c->l, &s->pf, &c->base, &sp->kept, err)
             : pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
     if (rc) goto fail;
-    c->catalog = pgs__edit_new(&s->pf, PGS__TREE_CATALOG, &c->base.catalog);
+    c->catalog = sp->edit;
+    sp->edit = NULL;
+    if (c->catalog)
+        pgs__edit_reset(c->catalog, &s->pf, PGS__TREE_CATALOG, &c->base.catalog);
+    else
+        c->catalog = pgs__edit_new(&s->pf, PGS__TREE_CATALOG, &c->base.catalog);
     if (!c->catalog) {
         rc = pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
         goto fail;
@@ -90,12 +95,22 @@ int pgs__commit_start(struct pgs__commit *c, bool new_version, struct pgs_error 
     return rc;
 }
 
+/* Under the commit lock. */
+static void put_edit_away(struct pgs__commit *c)
+{
+    struct pgs__space *sp = pgs__space_of(c->s);
+    if (sp && !sp->edit)
+        sp->edit = c->catalog;
+    else
+        pgs__edit_free(c->catalog);
+    c->catalog = NULL;
+}
+
 void pgs__commit_abandon(struct pgs__commit *c)
 {
     if (!c->open) return;
     c->open = false;
-    pgs__edit_free(c->catalog);
-    c->catalog = NULL;
+    put_edit_away(c);
     pgs__ledger_close(&c->l);
     pgs__claim_release(&c->claim);
     pgs__commit_unlock(c->s);
@@ -150,7 +165,8 @@ static int upkeep(struct pgs__commit *c, struct pgs_error *err)
     if (!reclaim_is_due(c)) return 0;
     /* acquire: pairs with the store after the barrier in pgs__publish */
     pgs_gen_t durable = atomic_load_explicit(&s->ctl.c->durable_gen, memory_order_acquire);
-    pgs__space_of(s)->try_low = true;
+    struct pgs__space *sp = pgs__space_of(s); /* pgs__commit_begin made it */
+    for (unsigned i = 0; i < PGS_ARRAY_LEN(sp->reclaimed); i++) sp->reclaimed[i] = true;
     return pgs__ledger_reclaim(&c->l, durable, pgs__min_meta_pin(s), budget, pgs__space_freed, s, err);
 }
 
@@ -392,8 +408,7 @@ int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, st
         set_scarce(c->s, false);
     if (rc == 0) {
         c->open = false; /* the claims go last: they are not needed for others to go on */
-        pgs__edit_free(c->catalog);
-        c->catalog = NULL;
+        put_edit_away(c);
         pgs__ledger_close(&c->l);
         pgs__commit_unlock(c->s);
         PGS_KILL_POINT("commit_unlocked");
