@@ -33,6 +33,7 @@ struct store {
     uint64_t hints[2];
     void (*taken)(struct store *s, struct pgs_run run); /* sees every run that is handed out */
     uint64_t max_chunks;
+    struct pgs__meta_kept kept; /* of every second commit */
 };
 
 static inline void store_open(struct store *s)
@@ -46,6 +47,7 @@ static inline void store_open(struct store *s)
 }
 static inline void store_close(struct store *s)
 {
+    pgs__meta_kept_free(&s->kept);
     pgs__pagefile_fini(&s->pf);
 }
 
@@ -151,12 +153,13 @@ static inline void store_create(struct store *s, enum pgs_history_kind kind, uin
 
 static inline void store_begin(struct store *s, struct pgs__ledger *l, bool new_version)
 {
-    CHECK_OK(pgs__ledger_open(l, &s->pf, &s->root, &err));
+    CHECK_OK(pgs__ledger_reopen(l, &s->pf, &s->root, &s->kept, &err));
     CHECK_OK(pgs__ledger_begin(l, new_version, s->root.version + 1, s->root.time_ns + 1000000, &err));
 }
 static inline void store_end(struct store *s, struct pgs__ledger *l)
 {
     store_commit(s, l);
+    if (s->root.gen & 1) pgs__ledger_keep(l, &s->root, &s->kept);
     pgs__ledger_close(l);
 }
 

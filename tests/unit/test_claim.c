@@ -154,6 +154,67 @@ TEST(what_was_freed_last_is_taken_first)
     pgs__session_unref(s);
 }
 
+static void begin_commit(struct pgs__commit *c, struct pgs__session *s)
+{
+    memset(&err, 0, sizeof err);
+    CHECK_OK(pgs__commit_begin(c, s, NULL, &err));
+    CHECK_OK(pgs__commit_start(c, true, &err));
+}
+static struct pgs_run nodes(struct pgs__commit *c, enum pgs__life life, uint64_t n)
+{
+    struct pgs_run run = {{0}, 0};
+    size_t k = 0;
+    CHECK_OK(pgs__claim_nodes(&c->claim, &c->l, life, n, &run, 1, &k, &err));
+    CHECK_EQ(run.n_pages, n);
+    return run;
+}
+
+TEST(nodes_lie_apart_by_how_long_they_live)
+{
+    struct pgs__session *s = memory_store(0, PGS_HIST_COUNT, 1);
+    struct pgs__commit c;
+    begin_commit(&c, s);
+    struct pgs_run record = nodes(&c, PGS__RECORD, 1), brief = nodes(&c, PGS__SHORT_LIVED, 5);
+    struct pgs_run lasting = nodes(&c, PGS__LONG_LIVED, 3), next = nodes(&c, PGS__LONG_LIVED, 2);
+    CHECK(record.page.n < 256 && brief.page.n < 256);
+    CHECK(lasting.page.n >= 256);
+    CHECK_EQ(next.page.n, lasting.page.n + 3);
+    CHECK_EQ(owned(s), 1);
+    while (lasting.page.n < 512)
+        lasting = nodes(&c, PGS__LONG_LIVED, 100); /* a new chunk when the list holds no more */
+    CHECK_EQ(lasting.page.n % 512, 0);
+    CHECK(pgs__pagefile_holds(&s->pf, lasting.page.n, 512));
+    CHECK_EQ(owned(s), 2);
+    struct pgs_run mixed[64]; /* the same claim the other way: no page twice */
+    size_t k;
+    CHECK_OK(pgs__claim_alloc(&c.claim, &c.l, true, 20, 0, mixed, 64, &k, &err));
+    for (size_t i = 0; i < k; i++) {
+        CHECK(mixed[i].page.n + mixed[i].n_pages <= lasting.page.n || mixed[i].page.n >= lasting.page.n + 100);
+        CHECK(mixed[i].page.n != record.page.n);
+    }
+    pgs__commit_abandon(&c);
+    CHECK_EQ(owned(s), 0);
+    check_store(s);
+    pgs__session_unref(s);
+}
+
+TEST(chunks_of_others_are_left_alone_by_a_commit)
+{
+    struct pgs__session *s = memory_store(0, PGS_HIST_COUNT, 1);
+    struct pgs__commit c;
+    CHECK(pgs__claim_owner_words(s, 0, &err) == 0 &&
+          pgs__owner_claim(&s->ctl, 0, s->tag)); /* as a transaction's claim */
+    begin_commit(&c, s);
+    CHECK(nodes(&c, PGS__RECORD, 1).page.n >= 1024);
+    CHECK(nodes(&c, PGS__LONG_LIVED, 7).page.n >= 1024);
+    pgs__commit_abandon(&c);
+    CHECK_EQ(owned(s), 1);
+    pgs__owner_release(&s->ctl, 0, s->tag);
+    CHECK_OK(put(s, "k", PGS_KIND_BYTES, 1, 30));
+    check_store(s);
+    pgs__session_unref(s);
+}
+
 TEST(a_claim_inherited_through_fork_stays_the_parents)
 {
     struct pgs__session *s = memory_store(0, PGS_HIST_COUNT, 1);

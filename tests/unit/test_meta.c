@@ -162,6 +162,48 @@ TEST(a_map_of_messages_and_tree_is_one_map)
     }
 }
 
+/* Every second commit begins with what the one before kept; sometimes somebody else commits in between. */
+TEST(what_a_commit_keeps_is_what_its_record_says)
+{
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        struct map t;
+        struct pgs__meta m, other;
+        struct pgs__meta_kept kept = {0};
+        map_open(&t);
+        rng_state = seed;
+        pgs__meta_init_empty(&m, &t.s.pf);
+        for (int commit = 0; commit < 40; commit++) {
+            for (uint64_t n = below(30); n > 0; n--) change(&t, &m);
+            write_out(&t, &m);
+            if (commit % 2) pgs__meta_keep(&m, &t.s.root, &kept);
+            pgs__meta_close(&m);
+            if (commit % 8 == 7) {
+                CHECK(kept.valid);
+                CHECK_OK(pgs__meta_open(&other, &t.s.pf, &t.s.root, &err));
+                change(&t, &other);
+                write_out(&t, &other);
+                pgs__meta_close(&other);
+            }
+            bool mine = kept.valid && kept.record.page == t.s.root.record.page;
+            CHECK_EQ(mine, commit % 2 && commit % 8 != 7);
+            CHECK_OK(pgs__meta_reopen(&m, &t.s.pf, &t.s.root, &kept, &err));
+            CHECK(!kept.valid && !kept.msgs);
+            CHECK_OK(pgs__meta_open(&other, &t.s.pf, &t.s.root, &err));
+            CHECK(m.n_msgs == other.n_msgs && m.msg_bytes == other.msg_bytes);
+            CHECK(memcmp(&m.hdr, &other.hdr, sizeof m.hdr) == 0);
+            for (size_t i = 0; i < m.n_msgs; i++)
+                CHECK(m.msgs[i].key == other.msgs[i].key && m.msgs[i].prefix == other.msgs[i].prefix &&
+                      m.msgs[i].key_len == other.msgs[i].key_len && m.msgs[i].val_len == other.msgs[i].val_len &&
+                      m.msgs[i].fresh == other.msgs[i].fresh);
+            pgs__meta_close(&other);
+            check_all(&t, &m);
+        }
+        pgs__meta_close(&m);
+        pgs__meta_kept_free(&kept);
+        store_close(&t.s);
+    }
+}
+
 TEST(deleting_a_fresh_entry_leaves_no_message)
 {
     struct map t;
