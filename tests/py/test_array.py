@@ -112,6 +112,7 @@ def test_object_arrays_are_pickled_and_refused_as_arrays(store, dtype):
         ps.share(a)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_subclasses_of_ndarray_are_pickled(store):
     store["m"] = np.matrix([[1, 2]])
     assert type(store["m"]) is np.matrix
