@@ -222,9 +222,10 @@ struct pgs__session *pgs__session_ref(struct pgs__session *s)
 void pgs__session_unref(struct pgs__session *s)
 {
     if (!s) return;
-    if (atomic_load(&s->refs) == 1 && s->writable && !pgs__session_lost()) pgs__session_settle(s);
     if (atomic_fetch_sub(&s->refs, 1) != 1) return;
     bool lost = pgs__session_lost();
+    /* After the last reference went, not before: of two threads that let go at once each would leave it to the other. */
+    if (s->writable && !lost) pgs__session_settle(s);
     if (!lost) pgs__mutex_lock(&pgs__registry_mx); /* lost: perhaps locked for ever by a thread of the parent */
     list_remove(s);
     if (!lost) pgs__mutex_unlock(&pgs__registry_mx);

@@ -360,6 +360,35 @@ TEST(durability_none_survives_kills_and_closing_but_admits_a_power_loss)
     CHECK_EQ(try_open(PGS_MODE_A), 0);
 }
 
+static pthread_barrier_t both;
+static void *let_go(void *s)
+{
+    pthread_barrier_wait(&both);
+    pgs__session_unref(s);
+    return NULL;
+}
+
+TEST(two_threads_that_let_go_at_once_settle_the_store)
+{
+    on_disk();
+    CHECK(pthread_barrier_init(&both, NULL, 2) == 0);
+    for (int i = 0; i < 20; i++) {
+        pthread_t th;
+        struct pgs__session *s = must_open(PGS_MODE_A, PGS_DUR_ORDERED);
+        CHECK_OK(tiny_commit(s, &err));
+        CHECK(pthread_create(&th, NULL, let_go, pgs__session_ref(s)) == 0);
+        let_go(s);
+        pthread_join(th, NULL);
+        struct pgs__super super;
+        int fd = open(in_store("pages"), O_RDONLY);
+        CHECK(pgs__pread_full(fd, &super, sizeof super, 0) == 0);
+        uint64_t seq = super.seq, flags = super.flags;
+        CHECK(pgs__pread_full(fd, &super, sizeof super, PGS__SUPER_PAGE_1 * PGS_PAGE_SIZE) == 0);
+        close(fd);
+        CHECK((seq > super.seq ? flags : super.flags) & PGS__SUPER_CLEAN);
+    }
+}
+
 /* What the medium has for certain of the superblocks: as they were at the last barrier. */
 static uint8_t *synced_supers; /* shared: two pages */
 static int keeping_fdatasync(int fd)
