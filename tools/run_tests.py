@@ -72,7 +72,7 @@ def run(suite: Suite) -> Result:
 
 
 def suites(unit: Path, only: str, second: bool) -> list[Suite]:
-    python = [sys.executable, "-m", "pytest", "-q", "-rs", "--tb=short"]
+    python = [sys.executable, "-m", "pytest", "-rs", "--tb=short"]
     c = sorted(p for p in unit.glob("test_*") if os.access(p, os.X_OK) and not p.suffix)
     scripts = sorted((ROOT / "tests").glob("*/*.test.sh"))
     py = sorted(
