@@ -178,7 +178,7 @@ struct scribbler {
     uint8_t *p;
     _Atomic int stop, rounds;
 };
-static void *scribble(void *arg)
+__attribute__((no_sanitize("thread"))) static void *scribble(void *arg) /* races on purpose */
 {
     struct scribbler *b = arg;
     for (uint8_t k = 1; !atomic_load(&b->stop); k++) {
