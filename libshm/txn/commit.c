@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * commit.h has the table of states. Everything up to the write happens in memory: the catalog's edit, the ledger, the claim. Then the number of pages is known, they are taken, the
- * images are made and written in as few calls as there are runs (one, as a rule: catalog nodes, meta nodes and the record lie side by side), and pgs__publish switches.
+ * images are made and written in as few calls as there are runs (two, as a rule: catalog nodes; record and meta nodes — claim_nodes.c), and pgs__publish switches.
  *
  * Order of upkeep inside one commit: drop what earlier commits expired, then expire, then reclaim the limbo of earlier commits. Nothing that this commit expired is dropped by it, and
  * nothing that it dropped is reused by it: pins taken until the publish are seen by the next commit at the earliest (session.h, the pin protocol).
