@@ -179,12 +179,12 @@ int pgs__claim_owner_words(struct pgs__session *s, uint64_t chunk, struct pgs_er
     return 0;
 }
 
-static bool hunt_usable(void *ctx, uint64_t chunk)
+static int hunt_usable(void *ctx, uint64_t chunk)
 {
     struct hunt *h = ctx;
-    if (h->rc || chunk >= PGS__N_OWNERS) return false;
+    if (h->rc || chunk >= PGS__N_OWNERS) return -1;
     h->rc = pgs__claim_owner_words(h->c->s, chunk, h->err);
-    if (h->rc) return false;
+    if (h->rc) return -1;
     bool ours = pgs__owner_claim(&h->c->s->ctl, chunk, h->c->tag);
     if (!ours) h->foreign = true;
     return ours;
@@ -379,7 +379,7 @@ static int recycled_chunks(struct hunt *h, uint64_t n, uint64_t *first)
     rc = room_for_chunks(h, n);
     if (rc) return rc;
     uint64_t k = 0;
-    while (k < n && hunt_usable(h, *first + k)) k++;
+    while (k < n && hunt_usable(h, *first + k) > 0) k++;
     bool free_all = k == n && h->rc == 0;
     if (free_all) rc = refresh(h);
     for (uint64_t i = 0; free_all && rc == 0 && i < n; i++) {

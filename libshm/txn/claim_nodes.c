@@ -42,18 +42,18 @@ struct search {
     struct pgs_error *err;
 };
 
-/* True if the chunk is ours for the length of the commit. */
-static bool own_chunk(struct search *f, uint64_t chunk)
+/* 1: the chunk is ours for the length of the commit; 0: somebody else has it; -1: no chunk can be claimed. */
+static int own_chunk(struct search *f, uint64_t chunk)
 {
     struct pgs__claim *c = f->c;
     for (unsigned i = 0; i < c->n_direct; i++)
-        if (c->direct[i] == chunk) return true;
+        if (c->direct[i] == chunk) return 1;
     if (c->n_direct == PGS__MAX_DIRECT || chunk >= PGS__N_OWNERS || pgs__claim_owner_words(c->s, chunk, NULL))
-        return false;
+        return -1;
     pgs__claim_stamp(c);
-    if (!pgs__owner_claim(&c->s->ctl, chunk, c->tag)) return false;
+    if (!pgs__owner_claim(&c->s->ctl, chunk, c->tag)) return 0;
     c->direct[c->n_direct++] = chunk;
-    return true;
+    return 1;
 }
 
 /* One free run. 1: it is long enough, and the only piece now. */
@@ -67,7 +67,7 @@ static int consider(struct search *f, uint64_t lo, uint64_t hi, bool whole)
     if (!pgs__pagefile_holds(&f->c->s->pf, lo, n)) return 0;
     bool enough = n == f->n_pages;
     if (!enough && f->n_pieces == MAX_PIECES) return 0;
-    if (!own_chunk(f, lo / PGS_CHUNK_PAGES)) return 0;
+    if (own_chunk(f, lo / PGS_CHUNK_PAGES) <= 0) return 0;
     if (enough) f->n_pieces = f->sum = 0;
     f->from[f->n_pieces] = from;
     f->piece[f->n_pieces++] = (struct pgs_run){{lo}, n};
@@ -91,7 +91,7 @@ static int look_from(struct search *f, uint64_t from)
     return rc == -PGS_ENOENT ? 0 : rc;
 }
 
-static bool chunk_usable(void *ctx, uint64_t chunk)
+static int chunk_usable(void *ctx, uint64_t chunk)
 {
     return own_chunk(ctx, chunk);
 }

@@ -144,9 +144,8 @@ int pgs__ledger_check(struct pgs__ledger *l, int (*fn)(void *ctx, struct pgs_run
 
 /* --- free space: finding it (no change) ---------------------------------------------------------------------------- */
 struct pgs__free_query {
-    bool (*usable)(
-        void *ctx,
-        uint64_t chunk); /* claim it: true = ours (for the length of the query's answer), false = somebody else's */
+    /* Claim it. 1: ours (for the length of the query's answer); 0: somebody else's; < 0: nothing can be claimed, look no further. */
+    int (*usable)(void *ctx, uint64_t chunk);
     void (*unclaim)(void *ctx, uint64_t chunk); /* a chunk that was claimed and is not needed */
     void *ctx;
     uint64_t max_chunks; /* quota, owner table: chunks below this number only */

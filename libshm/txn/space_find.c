@@ -34,11 +34,13 @@ static bool claim_row(const struct pgs__free_query *q, uint64_t lo, uint64_t hi,
     uint64_t have = 0;
     for (uint64_t at = lo; hi >= at && hi - at >= n - have; at++) {
         if (have == n) break;
-        if (q->usable(q->ctx, at)) {
+        int got = q->usable(q->ctx, at);
+        if (got > 0) {
             have++;
             continue;
         }
         for (uint64_t i = at - have; i < at; i++) q->unclaim(q->ctx, i);
+        if (got < 0) return false;
         have = 0;
         lo = at + 1;
     }
@@ -87,11 +89,13 @@ int pgs__space_find_partial(struct pgs__ledger *l, const struct pgs__free_query 
             uint64_t of = lo / PGS_CHUNK_PAGES;
             *hint = hi + 1;
             if (hi - lo < min_pages || of == refused || of >= q->max_chunks) continue;
-            if (q->usable(q->ctx, of)) {
+            int got = q->usable(q->ctx, of);
+            if (got > 0) {
                 *hint = hi; /* what is left of this run comes first next time */
                 *chunk = of;
                 return 0;
             }
+            if (got < 0) return -PGS_ENOENT;
             refused = of; /* its other runs are somebody else's too */
         }
         if (rc != -PGS_ENOENT) return rc ? rc : -PGS_ENOENT;

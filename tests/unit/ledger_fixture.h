@@ -51,7 +51,7 @@ static inline void store_close(struct store *s)
     pgs__pagefile_fini(&s->pf);
 }
 
-static inline bool claim_any(void *ctx, uint64_t chunk)
+static inline int claim_any(void *ctx, uint64_t chunk)
 {
     (void)ctx, (void)chunk;
     return true;

@@ -547,7 +547,7 @@ TEST(impossible_requests_are_refused)
 struct owners {
     bool taken[32], claimed[32];
 };
-static bool claim(void *ctx, uint64_t chunk)
+static int claim(void *ctx, uint64_t chunk)
 {
     struct owners *o = ctx;
     CHECK(chunk < 32);
