@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -249,4 +250,15 @@ int pgs__fs_kind(int fd, enum pgs__fs_kind *kind, char name[32])
     *kind = PGS__FS_DISK; /* pwrite and read mappings: what every local file system can do */
     snprintf(name, 32, "fs 0x%x", magic);
     return 0;
+}
+
+uint64_t pgs__fs_most(int fd)
+{
+    struct statfs st;
+    struct sysinfo si;
+    if (RETRY(int, fstatfs(fd, &st)) < 0) return UINT64_MAX;
+    uint64_t most = st.f_blocks ? (uint64_t)st.f_blocks * (uint64_t)st.f_bsize : UINT64_MAX; /* a memfd has no limit */
+    if (st.f_type == 0x01021994 && sysinfo(&si) == 0)
+        most = pgs__min_u64(most, ((uint64_t)si.totalram + si.totalswap) * si.mem_unit);
+    return most;
 }

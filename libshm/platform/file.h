@@ -63,5 +63,7 @@ enum pgs__fs_kind {
     PGS__FS_NETWORK
 };
 int pgs__fs_kind(int fd, enum pgs__fs_kind *kind, char name[32]); /* name: "tmpfs", "nfs", …, for messages */
+/* Bytes that the file system (in memory: the machine) could hold if it were empty; UINT64_MAX: unknown. */
+uint64_t pgs__fs_most(int fd);
 
 #endif

@@ -199,6 +199,8 @@ void pgs__own_give(struct pgs_txn *t, struct pgs__own *own); /* back to the clai
 void pgs__own_forget(struct pgs__own *own);
 /* Chunks of which nothing was taken are others' again: after an allocation that failed, before a commit that needs pages. */
 void pgs__txn_claim_shrink(struct pgs_txn *t);
+/* -PGS_EFULL for what could not be held by an empty store either: trying would take history and the machine's memory first, and a memfd has no other limit. */
+int pgs__txn_could_hold(struct pgs_txn *t, uint64_t need_bytes, struct pgs_error *err);
 /* fn, and again after each rung of the ladder while it says PGS_EFULL. fn must leave nothing behind when it fails. */
 int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error *err), void *ctx, uint64_t need_bytes,
                        struct pgs_error *err);

@@ -329,7 +329,8 @@ static int empty_locked(struct pgs_txn *t, struct pgs__op *op, const struct pgs_
     if (rc) goto undo;
     if (p->a->n_bytes > PGS__INLINE_MAX) {
         f.n_pages = pgs__pages_of(p->a->n_bytes);
-        rc = pgs__txn_with_room(t, take_fresh, &f, p->a->n_bytes, err);
+        rc = pgs__txn_could_hold(t, p->a->n_bytes, err);
+        if (rc == 0) rc = pgs__txn_with_room(t, take_fresh, &f, p->a->n_bytes, err);
         if (rc) goto undo;
         p->a->runs = f.runs;
         p->a->n_runs = f.n;

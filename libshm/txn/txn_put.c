@@ -186,7 +186,8 @@ static int put_pages(struct put *p, struct pgs__object *o, struct pgs_error *err
         p->page_xxh = pgs__malloc((size_t)pgs__pages_of(p->n_bytes) * sizeof *p->page_xxh);
         if (!p->page_xxh) return pgs__fail(err, PGS_ENOMEM, "no memory for the checksums of an array");
     }
-    rc = pgs__txn_with_room(p->t, fill, p, p->n_bytes, err);
+    rc = pgs__txn_could_hold(p->t, p->n_bytes, err);
+    if (rc == 0) rc = pgs__txn_with_room(p->t, fill, p, p->n_bytes, err);
     if (rc == 0 && !is_array) rc = hash_stream(p, xxh_bytes, &xxh, err);
     if (rc == 0)
         rc = pgs__txn_content_of(p->t, p->runs, p->n_runs, p->n_bytes, p->t->base->root.gen + 1, p->page_xxh, &p->own,

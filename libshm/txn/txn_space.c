@@ -6,11 +6,14 @@
  *
  * A full store climbs a ladder before a call fails (DESIGN §4): pgs__make_room commits by itself, so the ladder is climbed outside the lock only.
  */
+#include <errno.h>
+
 #include "libshm/platform/hash.h"
 #include "libshm/platform/mem.h"
 #include "libshm/txn/txn.h"
 
 #define MAX_PIECES 4096u
+#define HUGE_NEED (1ull << 30) /* worth a system call */
 
 void pgs__own_forget(struct pgs__own *own)
 {
@@ -27,6 +30,12 @@ void pgs__own_give(struct pgs_txn *t, struct pgs__own *own)
 void pgs__txn_claim_shrink(struct pgs_txn *t)
 {
     if (t->claim.n_taken == 0) pgs__claim_release(&t->claim);
+}
+
+int pgs__txn_could_hold(struct pgs_txn *t, uint64_t need_bytes, struct pgs_error *err)
+{
+    if (need_bytes < HUGE_NEED || need_bytes <= pgs__fs_most(t->s->pf.fd)) return 0;
+    return pgs__fail_full(t->s, need_bytes, ENOSPC, err);
 }
 
 int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error *err), void *ctx, uint64_t need_bytes,

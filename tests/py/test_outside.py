@@ -544,6 +544,20 @@ def test_a_terabyte_opens_at_once(path):
     sound(s)
 
 
+def test_what_no_machine_can_hold_is_refused_at_once(store):
+    store["x"] = 1
+    store["x"] = 2
+    for put in (
+        lambda: store.begin().empty("e", 2**40),
+        lambda: store.create("e", 2**40, fill=1),
+        lambda: store.__setitem__("e", np.broadcast_to(np.ones(1), (2**40,))),
+    ):
+        with pytest.raises(ps.StoreFullError):
+            put()
+    assert list(store) == ["x"] and store.versions == [0, 1, 2]  # not even history went for it
+    sound(store)
+
+
 # --- views ------------------------------------------------------------------------------------------------------------------
 
 
@@ -986,6 +1000,17 @@ def test_savepoints_nest_and_cover_bytes_and_keys(store):
         t["x"][-2] = 6
     assert store["x"].sum() == 11 and store["x"][-2] == 6 and sorted(store) == ["x", "y", "z"]
     sound(store)
+
+
+def test_move_replaces_nothing_and_copy_does(store):
+    store.update(a=1, b=2)
+    for move in (store.move, store.begin().move):
+        with pytest.raises(KeyError):
+            move("a", "b")
+        with pytest.raises(KeyError):
+            move("nobody", "c")
+    store.copy("a", "b")
+    assert dict(store) == {"a": 1, "b": 1}
 
 
 def test_names_that_do_not_coexist_are_refused_at_commit_too(store):
