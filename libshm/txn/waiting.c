@@ -7,7 +7,8 @@
  */
 #include "libshm/txn/session_impl.h"
 
-#define SLICE_NS INT64_C(50000000)
+#define SLICE_NS INT64_C(1000000000) /* a signal ends the sleep; this is for one that came just before it */
+#define UNSEEN_NS INT64_C(50000000)  /* without write permission we cannot be counted as a waiter, and are not woken */
 
 static int head_version(struct pgs__session *s, uint64_t *version, struct pgs_error *err)
 {
@@ -31,7 +32,7 @@ static int wait_loop(struct pgs__session *s, uint64_t after, const struct pgs__w
             return 0;
         }
         if (w->interrupted && w->interrupted(w->ctx)) return pgs__fail(err, PGS_EINTR, "interrupted while waiting");
-        int64_t slice = SLICE_NS;
+        int64_t slice = s->writable ? SLICE_NS : UNSEEN_NS;
         if (w->timeout_ns >= 0) {
             int64_t left = w->timeout_ns - (int64_t)(pgs__clock_mono_ns() - start);
             if (left <= 0)

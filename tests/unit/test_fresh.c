@@ -136,6 +136,12 @@ static void every_size(void)
             copy_and_look(16 * CHUNK + 300, sizes[i], false, hashes); /* and at both ends */
         }
 }
+/* Tests of mappings for writing have nothing to look at where none are given. */
+static void needs_map_write(void)
+{
+    if (!pgs__cap(PGS__CAP_MAP_WRITE)) SKIP("no writable mappings: PAGESTONE_WITHOUT=map_write");
+}
+
 TEST(copies_of_every_size_arrive_on_memfd)
 {
     anonymous(32);
@@ -335,10 +341,12 @@ static void store_everywhere(const char *size, uint64_t max_pages)
 }
 TEST(reserved_pages_take_stores_on_a_full_tmpfs_of_7_mib)
 {
+    needs_map_write();
     store_everywhere("7m", 2600);
 }
 TEST(reserved_pages_take_stores_on_a_full_tmpfs_of_4_mib)
 {
+    needs_map_write();
     store_everywhere("4m", 1800);
 }
 TEST(reserved_pages_take_stores_on_a_full_tmpfs_without_collapse)
@@ -349,6 +357,7 @@ TEST(reserved_pages_take_stores_on_a_full_tmpfs_without_collapse)
 
 TEST(every_failing_call_is_an_error_and_leaves_no_mapping)
 {
+    needs_map_write();
     anonymous(32);
     uint8_t *src = source(5 * MIB, 9);
     long charged = pgs__vm_charged();
@@ -461,6 +470,7 @@ static void swap_under_a_writer(void)
 }
 TEST(a_view_turns_private_under_a_writing_thread)
 {
+    needs_map_write();
     anonymous(8);
     swap_under_a_writer();
     pgs__pagefile_fini(&pf);
@@ -468,6 +478,7 @@ TEST(a_view_turns_private_under_a_writing_thread)
 }
 TEST(a_view_turns_private_under_a_writing_thread_on_disk)
 {
+    needs_map_write();
     in_dir("/tmp", 8);
     CHECK(pgs__fresh_can_map(&pf) || pf.fs == PGS__FS_DISK);
     if (!pgs__fresh_can_map(&pf)) SKIP("this disk gives no writable mappings");
@@ -477,6 +488,7 @@ TEST(a_view_turns_private_under_a_writing_thread_on_disk)
 
 TEST(a_private_view_keeps_what_was_written_and_the_file_too)
 {
+    needs_map_write();
     anonymous(8);
     struct pgs_run run = {{4 * CHUNK}, 2 * CHUNK};
     uint8_t *p;
@@ -500,6 +512,7 @@ TEST(a_private_view_keeps_what_was_written_and_the_file_too)
 
 TEST(the_planted_bug_leaves_the_view_shared)
 {
+    needs_map_write();
     anonymous(8);
     struct pgs_run run = {{4 * CHUNK}, 1};
     void *p;
@@ -556,6 +569,7 @@ TEST(a_child_forked_during_a_put_does_not_inherit_its_mapping)
 
 TEST(puts_check_whose_descriptor_it_is)
 {
+    needs_map_write();
     in_dir("/dev/shm", 8);
     struct pgs_run run = {{4 * CHUNK}, CHUNK};
     uint8_t *src = source(2 * MIB, 4);
