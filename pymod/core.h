@@ -152,6 +152,9 @@ typedef struct {
     PyObject *weakrefs;
     PyObject *dict;
 } TxnObject;
+/* The open store, or NULL and ClosedError; good as long as the GIL is held. _enter: with a reference, for calls that give it away. */
+pgs_store *store_of(PyObject *store);
+pgs_store *store_enter(PyObject *store);
 int store_type_init(PyObject *module);
 int snapshot_type_init(PyObject *module);
 int txn_type_init(PyObject *module);

@@ -19,23 +19,27 @@ static PyObject *snapshot_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
     if (!PyArg_ParseTuple(args, "O!|CO", core.store_type, &store, &how, &arg)) return NULL;
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
-    pgs_store *s = ((StoreObject *)store)->s;
-    if (how == 'h')
+    pgs_store *s;
+    if (how == 'h') {
+        if (!(s = store_of(store))) return NULL;
         rc = pgs_snapshot_head(s, &sn, &err);
-    else if (how == 'n') {
+    } else if (how == 'n') {
         Py_ssize_t n;
         const char *p = PyUnicode_AsUTF8AndSize(arg, &n);
-        if (!p) return NULL;
+        if (!p || !(s = store_enter(store))) return NULL;
         CORE_BLOCKING(rc = pgs_snapshot_at_tag(s, p, (size_t)n, &sn, &err));
+        pgs_store_unref(s);
         if (rc == -PGS_ENOENT) return key_error(arg);
     } else {
         int overflow = 0;
         long long v = PyLong_AsLongLongAndOverflow(arg, &overflow);
         if (v == -1 && PyErr_Occurred()) return NULL;
         if (overflow) return PyErr_Format(PyExc_ValueError, "version %R never was", arg), NULL;
+        if (!(s = store_enter(store))) return NULL;
         CORE_BLOCKING(rc = how == 'v'   ? pgs_snapshot_at(s, v, &sn, &err)
                            : how == 't' ? pgs_snapshot_at_time(s, v < 0 ? 0 : (uint64_t)v, &sn, &err)
                                         : pgs_snapshot_gen_open(s, (uint64_t)v, &sn, &err));
+        pgs_store_unref(s);
     }
     if (rc < 0) return core_raise(rc, &err);
     SnapshotObject *o = (SnapshotObject *)tp->tp_alloc(tp, 0);

@@ -89,6 +89,19 @@ static void store_dealloc(PyObject *self)
     Py_DECREF(tp);
 }
 
+pgs_store *store_of(PyObject *self)
+{
+    pgs_store *s = ((StoreObject *)self)->s;
+    if (!s) PyErr_SetString(core.errors[PGS_ECLOSED], "the store was closed; open it again");
+    return s;
+}
+
+pgs_store *store_enter(PyObject *self)
+{
+    pgs_store *s = store_of(self);
+    return s ? pgs_store_ref(s) : NULL;
+}
+
 /* --- the mapping -------------------------------------------------------------------------------------------------------- */
 
 /* missing: gets what to return for a key that is not there; NULL: raise KeyError. KeyErrors of an unpickled object's own code pass. */
@@ -103,7 +116,9 @@ static PyObject *load_head(StoreObject *o, PyObject *key, int how, PyObject *mis
         PyErr_Clear();
         return Py_NewRef(missing);
     }
-    int rc = pgs_snapshot_head(o->s, &sn, &err);
+    pgs_store *s = store_of((PyObject *)o);
+    if (!s) return NULL;
+    int rc = pgs_snapshot_head(s, &sn, &err);
     if (rc < 0) return core_raise(rc, &err);
     rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
     PyObject *r = rc == -PGS_ENOENT ? (missing ? Py_NewRef(missing) : key_error(key))
@@ -141,7 +156,9 @@ static int store_contains(PyObject *self, PyObject *key)
         if (PyErr_ExceptionMatches(PyExc_KeyError)) return PyErr_Clear(), 0;
         return -1;
     }
-    int rc = pgs_snapshot_head(((StoreObject *)self)->s, &sn, &err);
+    pgs_store *s = store_of(self);
+    if (!s) return -1;
+    int rc = pgs_snapshot_head(s, &sn, &err);
     if (rc == 0) {
         rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
         pgs_snapshot_unref(sn);
@@ -153,7 +170,9 @@ static Py_ssize_t store_len(PyObject *self)
 {
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
-    int rc = pgs_snapshot_head(((StoreObject *)self)->s, &sn, &err);
+    pgs_store *s = store_of(self);
+    if (!s) return -1;
+    int rc = pgs_snapshot_head(s, &sn, &err);
     if (rc < 0) return core_raise_int(rc, &err);
     Py_ssize_t n = (Py_ssize_t)pgs_snapshot_count(sn);
     pgs_snapshot_unref(sn);
@@ -163,14 +182,15 @@ static Py_ssize_t store_len(PyObject *self)
 /* One committed transaction. A blind write or delete conflicts with nobody: whoever comes later wins, so a conflict is tried again. */
 static int store_set(PyObject *self, PyObject *key, PyObject *value)
 {
-    StoreObject *o = (StoreObject *)self;
     struct key k;
     if ((value ? key_for_writing(key, &k) : key_for_reading(key, &k)) < 0) return -1;
     for (;;) {
         struct pgs_error err = {0};
         pgs_txn *t = NULL;
         uint64_t version;
-        int rc = pgs_begin(o->s, PGS_ISO_SNAPSHOT, &t, &err);
+        pgs_store *s = store_of(self);
+        if (!s) return -1;
+        int rc = pgs_begin(s, PGS_ISO_SNAPSHOT, &t, &err);
         if (rc < 0) return core_raise_int(rc, &err);
         if (value) {
             if (value_store(self, t, &k, value, true) < 0) {
@@ -196,7 +216,10 @@ static PyObject *store_versions(PyObject *self, PyObject *unused)
     struct pgs_error err = {0};
     int rc;
     (void)unused;
-    CORE_BLOCKING(rc = pgs_versions(((StoreObject *)self)->s, &list, &n, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_versions(s, &list, &n, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
     PyObject *r = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; r && i < n; i++) {
@@ -218,7 +241,10 @@ static PyObject *store_tag(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     int rc;
     if (!PyArg_ParseTuple(args, "s#L", &name, &n, &version)) return NULL;
-    CORE_BLOCKING(rc = pgs_tag(((StoreObject *)self)->s, name, (size_t)n, version, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_tag(s, name, (size_t)n, version, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
 }
@@ -230,7 +256,10 @@ static PyObject *store_untag(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     int rc;
     if (!PyArg_ParseTuple(args, "s#", &name, &n)) return NULL;
-    CORE_BLOCKING(rc = pgs_untag(((StoreObject *)self)->s, name, (size_t)n, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_untag(s, name, (size_t)n, &err));
+    pgs_store_unref(s);
     if (rc == -PGS_ENOENT) {
         PyObject *k = PyUnicode_FromStringAndSize(name, n);
         if (k) key_error(k);
@@ -248,7 +277,10 @@ static PyObject *store_tags(PyObject *self, PyObject *unused)
     struct pgs_error err = {0};
     int rc;
     (void)unused;
-    CORE_BLOCKING(rc = pgs_tags(((StoreObject *)self)->s, &list, &n, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_tags(s, &list, &n, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
     PyObject *d = PyDict_New();
     for (size_t i = 0; d && i < n; i++) {
@@ -305,7 +337,10 @@ static PyObject *store_log(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     int rc;
     if (!PyArg_ParseTuple(args, "KL", &before, &ctx.limit) || !(ctx.list = PyList_New(0))) return NULL;
-    CORE_BLOCKING(rc = pgs_log(((StoreObject *)self)->s, before, log_emit, &ctx, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return Py_DECREF(ctx.list), NULL;
+    CORE_BLOCKING(rc = pgs_log(s, before, log_emit, &ctx, &err));
+    pgs_store_unref(s);
     if (rc < 0 || PyErr_Occurred()) {
         Py_DECREF(ctx.list);
         return core_raise(rc, &err);
@@ -323,7 +358,10 @@ static PyObject *store_wait(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     int rc;
     if (!PyArg_ParseTuple(args, "Kz#L", &after, &key, &n, &timeout)) return NULL;
-    CORE_BLOCKING(rc = pgs_wait(((StoreObject *)self)->s, after, key, (size_t)n, timeout, &version, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_wait(s, after, key, (size_t)n, timeout, &version, &err));
+    pgs_store_unref(s);
     if (rc == -PGS_ETIMEDOUT) Py_RETURN_NONE;
     return rc < 0 ? core_raise(rc, &err) : PyLong_FromUnsignedLongLong(version);
 }
@@ -334,7 +372,10 @@ static PyObject *store_stat(PyObject *self, PyObject *unused)
     struct pgs_error err = {0};
     int rc;
     (void)unused;
-    CORE_BLOCKING(rc = pgs_stat(((StoreObject *)self)->s, &st, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_stat(s, &st, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
 #define U(x) #x, (unsigned long long)st.x
     return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsKsKsKsK}", U(live), U(history), U(pinned), U(free), U(resident),
@@ -365,7 +406,10 @@ static PyObject *store_readers(PyObject *self, PyObject *unused)
     int rc;
     (void)unused;
     if (!list) return NULL;
-    CORE_BLOCKING(rc = pgs_readers(((StoreObject *)self)->s, reader_emit, list, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return Py_DECREF(list), NULL;
+    CORE_BLOCKING(rc = pgs_readers(s, reader_emit, list, &err));
+    pgs_store_unref(s);
     if (rc < 0 || PyErr_Occurred()) {
         Py_DECREF(list);
         return core_raise(rc, &err);
@@ -394,7 +438,10 @@ static PyObject *store_check(PyObject *self, PyObject *args)
     PyObject *list;
     int rc;
     if (!PyArg_ParseTuple(args, "p", &data) || !(list = PyList_New(0))) return NULL;
-    CORE_BLOCKING(rc = pgs_check(((StoreObject *)self)->s, data, check_emit, list, &rep, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return Py_DECREF(list), NULL;
+    CORE_BLOCKING(rc = pgs_check(s, data, check_emit, list, &rep, &err));
+    pgs_store_unref(s);
     if (rc < 0 || PyErr_Occurred()) {
         Py_DECREF(list);
         return core_raise(rc, &err);
@@ -408,7 +455,10 @@ static PyObject *simple(PyObject *self, int (*fn)(pgs_store *, struct pgs_error 
 {
     struct pgs_error err = {0};
     int rc;
-    CORE_BLOCKING(rc = fn(((StoreObject *)self)->s, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = fn(s, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
 }
@@ -423,7 +473,15 @@ static PyObject *store_compact(PyObject *self, PyObject *unused)
 }
 static PyObject *store_close(PyObject *self, PyObject *unused)
 {
-    return (void)unused, simple(self, pgs_close);
+    StoreObject *o = (StoreObject *)self;
+    pgs_store *s = o->s;
+    struct pgs_error err = {0};
+    int rc = 0;
+    (void)unused;
+    o->s = NULL; /* calls in other threads hold references: the last of them lets the session go */
+    if (s) CORE_BLOCKING(rc = pgs_close(s, &err); pgs_store_unref(s));
+    if (rc < 0) return core_raise(rc, &err);
+    Py_RETURN_NONE;
 }
 
 static PyObject *store_lease(PyObject *self, PyObject *args)
@@ -432,7 +490,10 @@ static PyObject *store_lease(PyObject *self, PyObject *args)
     struct pgs_error err = {0};
     int rc;
     if (!PyArg_ParseTuple(args, "KK", &gen, &ns)) return NULL;
-    CORE_BLOCKING(rc = pgs_lease(((StoreObject *)self)->s, gen, ns, &err));
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = pgs_lease(s, gen, ns, &err));
+    pgs_store_unref(s);
     if (rc < 0) return core_raise(rc, &err);
     Py_RETURN_NONE;
 }
@@ -441,9 +502,10 @@ static PyObject *store_handle(PyObject *self, PyObject *unused)
 {
     char buf[8192];
     (void)unused;
-    size_t n = pgs_store_handle(((StoreObject *)self)->s, buf, sizeof(buf));
-    if (n == 0 || n > sizeof(buf))
-        return PyErr_SetString(core.errors[PGS_ECLOSED], "the store is closed: open it again"), NULL;
+    pgs_store *s = store_of(self);
+    if (!s) return NULL;
+    size_t n = pgs_store_handle(s, buf, sizeof(buf));
+    if (n > sizeof(buf)) return PyErr_SetString(PyExc_ValueError, "the store's path is too long for a handle"), NULL;
     return PyBytes_FromStringAndSize(buf, (Py_ssize_t)n);
 }
 
@@ -452,7 +514,9 @@ static PyObject *store_info(PyObject *self, PyObject *unused)
     struct pgs_info i;
     struct pgs_error err = {0};
     (void)unused;
-    int rc = pgs_store_info(((StoreObject *)self)->s, &i, &err);
+    pgs_store *s = store_of(self);
+    if (!s) return NULL;
+    int rc = pgs_store_info(s, &i, &err);
     if (rc < 0) return core_raise(rc, &err);
     return Py_BuildValue(
         "{sNsy#sisisisKsisisKsiss}", "path", i.path ? PyUnicode_DecodeFSDefault(i.path) : Py_NewRef(Py_None), "uuid",
@@ -464,10 +528,11 @@ static PyObject *store_info(PyObject *self, PyObject *unused)
 static PyObject *store_version(PyObject *self, void *ctx)
 {
     (void)ctx;
-    StoreObject *o = (StoreObject *)self;
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
-    int rc = pgs_snapshot_head(o->s, &sn, &err);
+    pgs_store *s = store_of(self);
+    if (!s) return NULL;
+    int rc = pgs_snapshot_head(s, &sn, &err);
     if (rc < 0) return core_raise(rc, &err);
     PyObject *r = PyLong_FromUnsignedLongLong(pgs_snapshot_version(sn));
     pgs_snapshot_unref(sn);

@@ -12,7 +12,9 @@ static PyObject *txn_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
     if (!PyArg_ParseTuple(args, "O!|i", core.store_type, &store, &iso)) return NULL;
     struct pgs_error err = {0};
     pgs_txn *t = NULL;
-    rc = pgs_begin(((StoreObject *)store)->s, (enum pgs_isolation)iso, &t, &err);
+    pgs_store *s = store_of(store);
+    if (!s) return NULL;
+    rc = pgs_begin(s, (enum pgs_isolation)iso, &t, &err);
     if (rc < 0) return core_raise(rc, &err);
     TxnObject *o = (TxnObject *)tp->tp_alloc(tp, 0);
     if (!o) {

@@ -169,6 +169,7 @@ static bool same_store(PyObject *a, PyObject *b)
 {
     struct pgs_info x, y;
     if (a == b) return true;
+    if (!((StoreObject *)a)->s || !((StoreObject *)b)->s) return false;
     return pgs_store_info(((StoreObject *)a)->s, &x, NULL) == 0 &&
            pgs_store_info(((StoreObject *)b)->s, &y, NULL) == 0 && !memcmp(x.uuid, y.uuid, 16);
 }
@@ -184,11 +185,13 @@ static int share_pages(PyObject *store, pgs_txn *t, const struct key *k, PyArray
     struct key from;
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
-    pgs_store *s = ((StoreObject *)store)->s;
     if (!PyUnicode_Check(p->key) || !(from.p = PyUnicode_AsUTF8AndSize(p->key, &from.len))) return PyErr_Clear(), 0;
     struct pgs_object obj;
     int rc;
+    pgs_store *s = store_enter(store);
+    if (!s) return -1;
     CORE_BLOCKING(rc = pgs_snapshot_gen_open(s, p->gen, &sn, NULL));
+    pgs_store_unref(s);
     if (rc < 0) return 0;
     rc = pgs_get(sn, from.p, (size_t)from.len, &obj, NULL);
     if (rc == 0 && obj.id == p->id) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing as mp
 import os
 import signal
@@ -540,3 +541,36 @@ except Exception as e:
     if r.returncode == 77:
         pytest.skip("no subinterpreters here")
     assert r.returncode == 0 and "refused" in r.stdout, r.stderr
+
+
+def test_close_gives_back_descriptors_and_mappings(tmp_path):
+    path = str(tmp_path / "s.ps")
+    s = ps.open(path)
+    s["x"] = np.arange(100_000)
+    kept = s["x"]
+    with s.begin() as t:
+        t["y"] = 1
+    s.close()
+    s.close()
+    assert s.closed
+    for use in (
+        lambda: s["x"],
+        lambda: s.snapshot(),
+        lambda: s.begin(),
+        lambda: s.stat(),
+        lambda: len(s),
+        lambda: s.wait(),
+    ):
+        with pytest.raises(ValueError, match="open it again"):
+            use()
+    assert kept.sum() == np.arange(100_000).sum()
+    if os.path.exists("/proc/self/maps"):
+        assert path in Path("/proc/self/maps").read_text()  # the view holds it
+        del kept, t
+        gc.collect()
+        assert path not in Path("/proc/self/maps").read_text()
+        assert not any(
+            path in os.readlink(f"/proc/self/fd/{n}")
+            for n in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{n}")
+        )
