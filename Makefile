@@ -100,6 +100,17 @@ tsan-test: $(UNIT_NAMES:%=$(B)/tsan-unit/%)
 valgrind-test: $(UNIT_NAMES:%=$(B)/unit/%)
 	@rc=0; for t in $^; do TEST_SECONDS=600 valgrind -q --error-exitcode=9 --trace-children=yes $$t || rc=1; done; exit $$rc
 
+# Figures, as ratios within one run; nothing here is a test.
+bench: $(B)/bench/bench_fresh $(B)/bench/bench_commit
+	@tools/bootstrap.sh $(VENV) build test
+	@$(MAKE) --no-print-directory module
+	@$(PY) bench/bench_store.py
+	@$(B)/bench/bench_commit
+	@$(B)/bench/bench_fresh
+$(B)/bench/%: bench/%.c $(B)/prod/libpagestone.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu11 -Wall -Wextra -O2 -I. $^ -pthread -o $@
+
 clean:
 	rm -rf $(B)
 

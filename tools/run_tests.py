@@ -101,7 +101,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="suites whose name contains this")
     parser.add_argument("--no-second-pass", action="store_true", help="skip the pass with capabilities off")
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background it is ignored, and so by all tests
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # started in the background it is ignored, and so by all tests
     todo = suites(args.unit.resolve(), args.only, not args.no_second_pass)
     lock = threading.Lock()
     results: list[Result] = []

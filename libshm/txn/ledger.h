@@ -99,7 +99,7 @@ int pgs__ledger_tag_set(struct pgs__ledger *l, const char *name, size_t len, uin
                         struct pgs_error *err); /* -PGS_EEXIST, -PGS_EEXPIRED, -PGS_EINVAL */
 int pgs__ledger_tag_del(struct pgs__ledger *l, const char *name, size_t len, struct pgs_error *err);
 int pgs__ledger_log_add(struct pgs__ledger *l, const struct pgs_commit_info *c,
-                        struct pgs_error *err); /* trims old entries: newest 10,000 and kept versions stay */
+                        struct pgs_error *err); /* trims old entries: newest 8,192 and kept versions stay */
 
 /* Mark versions expired by the history policy in hdr, oldest first, tagged ones never; at most `budget` of them. `all`: the full-store ladder, everything untagged but the head.
  * *any: something was expired (the caller bumps drop_epoch after publishing). */

@@ -70,7 +70,8 @@ int pgs__lspace_take(struct pgs__ledger *l, char letter, struct pgs_run from, st
 /* space.c: the file's first two chunks */
 int pgs__lspace_create(struct pgs__ledger *l, struct pgs_error *err);
 
-#define PGS__LOG_KEPT 10000u
+#define PGS__LOG_KEPT                                                                                                  \
+    8192u /* log entries; fewer than 10,000, so that a store has its final size after as many commits */
 #define PGS__VERSIONS_MAX 16384u
 
 #endif

@@ -5,7 +5,7 @@
  *
  *   u64 time_ns, u64 bytes_written, u64 n_keys, u32 pid, u32 keys_len, u32 message_len, u16 command_len, u8 flags, u8 0; command, message, keys
  *
- * Keys are NUL-terminated, at most 64 KiB of them; n_keys counts all, FLAG_TRUNCATED says that some are missing. Entries of the newest 10,000 version numbers stay, older ones as long as
+ * Keys are NUL-terminated, at most 64 KiB of them; n_keys counts all, FLAG_TRUNCATED says that some are missing. Entries of the newest 8,192 version numbers stay, older ones as long as
  * their version is listed.
  */
 #include "libshm/platform/mem.h"
@@ -99,7 +99,7 @@ static int is_listed(struct pgs__ledger *l, uint64_t version, bool *listed, stru
     return rc == -PGS_ENOENT ? 0 : rc;
 }
 
-/* Numbers that have just become older than the newest 10,000: one, or more after a jump. */
+/* Numbers that have just become older than the newest 8,192: one, or more after a jump. */
 static int trim(struct pgs__ledger *l, struct pgs_error *err)
 {
     uint64_t now = l->meta.hdr.version, before = l->head.version;

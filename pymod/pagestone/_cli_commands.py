@@ -198,14 +198,14 @@ def readers(args: argparse.Namespace) -> int:
         mine = os.getpid()
         found = [r for r in store.readers() if r.pid != mine]
     if args.json:
-        emit_json([{"pid": r.pid, "command": r.command, "since": out.iso(r.since), "versions": list(r.versions), "bytes": r.bytes}
+        emit_json([{"pid": r.pid, "command": r.command, "since": r.since and out.iso(r.since), "versions": list(r.versions), "bytes": r.bytes}
                    for r in found])  # fmt: skip
         return 0
     out.table(
         [
             (
                 r.pid or "-",
-                out.local(r.since),
+                out.local(r.since) if r.since else "-",
                 size(r.bytes),
                 ", ".join(f"v{v}" for v in r.versions),
                 r.command or "(read only)",

@@ -260,8 +260,10 @@ def _readers(s: Any) -> Iterator[Line]:
     if not others:
         yield Line("readers", "ok", "none")
         return
-    oldest = min(others, key=lambda r: r.since)
-    text = f"{len(others)}, the oldest {oldest.command or 'read only'}[{oldest.pid or '-'}] since {local(oldest.since)}; {size(held)} kept alive only by readers"
+    oldest = min(
+        others, key=lambda r: r.since.timestamp() if r.since else float("inf")
+    )  # None: a reader without write permission
+    text = f"{len(others)}, the oldest {oldest.command or 'read only'}[{oldest.pid or '-'}] since {local(oldest.since) if oldest.since else 'some time'}; {size(held)} kept alive only by readers"
     much = held > 1 << 30
     yield Line(
         "readers",

@@ -54,11 +54,11 @@ class Commit(_Commit):
 
 
 class Reader(NamedTuple):
-    """One entry of :meth:`Store.readers`; pid is None for a reader without write permission."""
+    """One entry of :meth:`Store.readers`; pid and since are None for a reader without write permission."""
 
     pid: int | None
     command: str
-    since: dt.datetime
+    since: dt.datetime | None
     versions: tuple[int, ...]
     bytes: int
 
@@ -510,7 +510,8 @@ class Store(_core.StoreBase, AtomicMapping):
     def readers(self) -> list[Reader]:
         """Who pins which versions since when, and how many bytes only they keep alive."""
         return [
-            Reader(pid or None, command, to_time(ns), versions, n) for pid, command, ns, versions, n in self._readers()
+            Reader(pid or None, command, to_time(ns) if ns else None, versions, n)
+            for pid, command, ns, versions, n in self._readers()
         ]
 
     def stat(self) -> Stat:

@@ -317,7 +317,7 @@ TEST(old_log_entries_go_unless_their_version_is_kept)
     CHECK_OK(pgs__ledger_tag_set(&l, "t", 1, 3, &err));
     CHECK_OK(pgs__ledger_expire(&l, l.now_ns, 100, false, &any, &err)); /* 0, and 1: kept are 2, 3 (tag), 4 */
     store_end(&s, &l);
-    CHECK_EQ(read_log(&s, 0, NULL).n, 4); /* all of them among the newest 10,000 */
+    CHECK_EQ(read_log(&s, 0, NULL).n, 4); /* all of them among the newest 8,192 */
     commit_logged(&s, &c, 10002);         /* a jump: of 1 and 2 only 2 is still listed */
     struct log_seen seen = read_log(&s, 0, NULL);
     CHECK_EQ(seen.n, 4);
