@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-
 import pagestone as ps
+import pandas as pd
 
 N_WORKERS = 4
 N_CORRECTIONS = 200
@@ -138,13 +137,14 @@ def pss_kib(path: str | None) -> tuple[int, int]:
     total = store = 0
     try:
         inside = False
-        for line in open("/proc/self/smaps", encoding="utf-8", errors="replace"):
-            if "-" in line.split(" ", 1)[0]:
-                inside = path is not None and line.rstrip().endswith(f"{path}/pages")
-            elif line.startswith("Pss:"):
-                kib = int(line.split()[1])
-                total += kib
-                store += kib if inside else 0
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
+            for line in smaps:
+                if "-" in line.split(" ", 1)[0]:
+                    inside = path is not None and line.rstrip().endswith(f"{path}/pages")
+                elif line.startswith("Pss:"):
+                    kib = int(line.split()[1])
+                    total += kib
+                    store += kib if inside else 0
     except OSError:
         pass
     return total, store

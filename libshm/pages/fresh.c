@@ -26,10 +26,11 @@
 #include "libshm/platform/caps.h"
 #include "libshm/platform/hash.h"
 #include "libshm/platform/inject.h"
+#include "libshm/platform/mem.h"
 #include "libshm/platform/vm.h"
 
 #define MAP_MIN_BYTES (1u << 20)   /* smaller copies: a mapping's page faults cost more than pwrite */
-#define WRITE_PAGES 64u            /* hashed, then written, while in the cache */
+#define WRITE_PAGES 64u            /* copied and hashed in the cache, then written */
 #define RESERVE_STEP (16ull << 20) /* tmpfs undoes a fallocate that a signal interrupts: small steps always finish */
 #define COLLAPSE_GIVES_UP 4u       /* failures in a row: the kernel searches long for huge pages that are not there */
 #define CHUNK_MASK (PGS_CHUNK_PAGES - 1) /* pages */
@@ -228,21 +229,33 @@ static uint64_t full_pages_end(const struct copy *c)
     return c->run.page.n + (c->n_bytes >> PGS_PAGE_SHIFT);
 }
 
-/* Pages [lo, hi) of the file by pwrite. 0 or -errno. */
+/* Checksums are taken of the copy, while it is in the cache, never of the source: another thread may be writing there, and a page whose
+ * checksum is of other bytes could never be read with verification again. */
+static void copy_pages(const struct copy *c, uint64_t page, const uint8_t *from, uint64_t n, uint8_t *to)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        memcpy(to + (i << PGS_PAGE_SHIFT), from + (i << PGS_PAGE_SHIFT), PGS_PAGE_SIZE);
+        c->xxh[page + i - c->run.page.n] = pgs__hash_page(to + (i << PGS_PAGE_SHIFT));
+    }
+}
+
+/* Pages [lo, hi) of the file by pwrite, with checksums through a buffer. 0 or -errno. */
 static int copy_write(const struct copy *c, uint64_t lo, uint64_t hi)
 {
-    uint8_t tail[PGS_PAGE_SIZE];
+    uint8_t tail[PGS_PAGE_SIZE], *buf = NULL;
     uint64_t full = full_pages_end(c), step = c->xxh ? WRITE_PAGES : PGS__MAX_PAGES;
     int rc = 0;
+    if (c->xxh && lo < hi && !(buf = pgs__malloc(WRITE_PAGES << PGS_PAGE_SHIFT))) return -ENOMEM;
     for (uint64_t page = lo; rc == 0 && page < hi;) {
         uint64_t end = pgs__min_u64(hi, page + step);
         if (page < full) end = pgs__min_u64(end, full);
         const uint8_t *from = source_of(c, page, tail);
-        for (uint64_t i = page; c->xxh && i < end; i++)
-            c->xxh[i - c->run.page.n] = pgs__hash_page(from + ((i - page) << PGS_PAGE_SHIFT));
-        rc = pgs__pwrite_full(c->pf->fd, from, (size_t)(end - page) << PGS_PAGE_SHIFT, page << PGS_PAGE_SHIFT);
+        if (buf) copy_pages(c, page, from, end - page, buf);
+        rc = pgs__pwrite_full(c->pf->fd, buf ? buf : from, (size_t)(end - page) << PGS_PAGE_SHIFT,
+                              page << PGS_PAGE_SHIFT);
         page = end;
     }
+    pgs__free(buf);
     return rc;
 }
 
@@ -257,8 +270,11 @@ static void copy_store(const struct copy *c, uint64_t lo, uint64_t hi, uint8_t *
     }
     for (; page < hi; page++) {
         const uint8_t *from = source_of(c, page, tail);
-        if (c->xxh) c->xxh[page - c->run.page.n] = pgs__hash_page(from);
-        memcpy(to + ((page - lo) << PGS_PAGE_SHIFT), from, PGS_PAGE_SIZE);
+        uint8_t *at = to + ((page - lo) << PGS_PAGE_SHIFT);
+        if (c->xxh)
+            copy_pages(c, page, from, 1, at);
+        else
+            memcpy(at, from, PGS_PAGE_SIZE);
     }
 }
 

@@ -35,7 +35,7 @@ void pgs__fresh_unmap(void *addr, uint64_t n_pages);
 int pgs__fresh_make_private(struct pgs__pagefile *pf, struct pgs_run run, void *addr, struct pgs_error *err);
 
 /* Copy n_bytes from src into the run, choosing pwrite or a mapping by size and file system; the rest of the last page written is zeroed,
- * pages after it are not touched. If page_xxh != NULL: hash each source page first, then copy it, into page_xxh[i]. Reserves as needed.
+ * pages after it are not touched. If page_xxh != NULL: the checksum of each page as it was copied goes into page_xxh[i], also if another thread changes the source meanwhile. Reserves as needed.
  * -PGS_EFULL: no space, never SIGBUS; the run's bytes are then undefined. */
 int pgs__fresh_copy(struct pgs__pagefile *pf, struct pgs_run run, bool whole, const void *src, uint64_t n_bytes,
                     uint64_t *page_xxh, struct pgs_error *err);

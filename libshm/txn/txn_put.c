@@ -5,7 +5,7 @@
  * where the file system allows it, else through a bounce buffer, because parts need not end at pages.
  *
  * Of a pickle only the part that is unpickled is such a stream; the buffers behind it are treated as the pages of an array.
- * Array pages are hashed before they are copied (pgs__fresh_copy), the cheaper order. A stream (bytes, pickle) is hashed afterwards, as it is in the pages:
+ * Array pages are hashed as they are copied (pgs__fresh_copy). A stream (bytes, pickle) is hashed afterwards, as it is in the pages:
  * its checksum decides whether it can be read at all, so it must be right even if another thread changed a buffer meanwhile.
  */
 #include "libshm/pages/fresh.h"

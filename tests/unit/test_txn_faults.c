@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 
+#include "libshm/platform/caps.h"
 #include "libshm/platform/inject.h"
 #include "tests/unit/txn_testing.h"
 
@@ -85,7 +86,7 @@ static void fail_each(enum pgs__fail_kind kind, int os_errno, int step)
         s = prepared(1);
     }
     CHECK_OK(rc);
-    CHECK(failed > 3);
+    CHECK(failed > (pgs__cap(PGS__CAP_MAP_WRITE) ? 3 : 0)); /* without mappings for writing less can fail */
     check_store(s);
     pgs_store_unref(s);
 }
