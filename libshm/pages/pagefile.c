@@ -294,6 +294,14 @@ void pgs__pagefile_punch(struct pgs__pagefile *pf, uint64_t first_chunk, uint64_
                                    (off_t)(first_chunk * PGS_CHUNK_SIZE), (off_t)(n_chunks * PGS_CHUNK_SIZE));
 }
 
+void pgs__pagefile_punch_pages(struct pgs__pagefile *pf, struct pgs_run run)
+{
+    PGS_BUG_ON(run.page.n == PGS__SUPER_PAGE_0 || run.n_pages == 0 ||
+               (run.page.n <= PGS__SUPER_PAGE_1 && PGS__SUPER_PAGE_1 < run.page.n + run.n_pages));
+    (void)pgs__file_ops->fallocate(pf->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                   (off_t)(run.page.n << PGS_PAGE_SHIFT), (off_t)(run.n_pages << PGS_PAGE_SHIFT));
+}
+
 int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err)
 {
     int rc = pgs__pagefile_check_fd(pf, err); /* success on another file would be a promise that nobody kept */

@@ -93,6 +93,8 @@ int pgs__pagefile_grow(struct pgs__pagefile *pf, uint64_t n_pages, struct pgs_er
 /* Give whole chunks back to the file system. Best effort: errors are ignored. It is an error to name chunks 0 and 1: the
  * superblocks live there. */
 void pgs__pagefile_punch(struct pgs__pagefile *pf, uint64_t first_chunk, uint64_t n_chunks);
+/* The same for single pages, where every block counts: slower, and it splits huge pages. Not the superblocks'. */
+void pgs__pagefile_punch_pages(struct pgs__pagefile *pf, struct pgs_run run);
 /* fdatasync; -PGS_EIO on failure: the caller poisons the store. */
 int pgs__pagefile_barrier(struct pgs__pagefile *pf, struct pgs_error *err);
 /* I4: check that fd still is our file; reopen by name if not. Call at the start of each commit. -PGS_EIO: anonymous stores and

@@ -103,6 +103,12 @@ static int real_fstat(int fd, struct stat *st)
     return RETRY(int, fstat(fd, st));
 }
 
+static off_t real_seek(int fd, off_t off, int whence)
+{
+    INJECT_FILE();
+    return RETRY(off_t, lseek(fd, off, whence));
+}
+
 static int real_renameat(int dir_fd, const char *from, const char *to)
 {
     INJECT_FILE();
@@ -158,6 +164,7 @@ const struct pgs__file_ops pgs__file_ops_real = {
     .fdatasync = real_fdatasync,
     .fsync = real_fsync,
     .fstat = real_fstat,
+    .seek = real_seek,
     .renameat = real_renameat,
     .unlinkat = real_unlinkat,
     .mkdir = real_mkdir,
@@ -261,4 +268,12 @@ uint64_t pgs__fs_most(int fd)
     if (st.f_type == 0x01021994 && sysinfo(&si) == 0)
         most = pgs__min_u64(most, ((uint64_t)si.totalram + si.totalswap) * si.mem_unit);
     return most;
+}
+
+uint64_t pgs__fs_room(int fd)
+{
+    struct statfs st;
+    if (RETRY(int, fstatfs(fd, &st)) < 0 || st.f_blocks == 0 || st.f_bsize <= 0)
+        return UINT64_MAX; /* tmpfs without size= */
+    return (uint64_t)st.f_bavail * (uint64_t)st.f_bsize;
 }

@@ -37,6 +37,8 @@ struct pgs__file_ops {
     int (*fdatasync)(int fd);
     int (*fsync)(int fd);
     int (*fstat)(int fd, struct stat *st);
+    off_t (*seek)(int fd, off_t off,
+                  int whence); /* lseek(2) with SEEK_DATA, SEEK_HOLE: where; nobody uses the position */
     int (*renameat)(int dir_fd, const char *from, const char *to);
     int (*unlinkat)(int dir_fd, const char *name);
     int (*mkdir)(const char *path, mode_t mode);
@@ -65,5 +67,7 @@ enum pgs__fs_kind {
 int pgs__fs_kind(int fd, enum pgs__fs_kind *kind, char name[32]); /* name: "tmpfs", "nfs", …, for messages */
 /* Bytes that the file system (in memory: the machine) could hold if it were empty; UINT64_MAX: unknown. */
 uint64_t pgs__fs_most(int fd);
+/* Bytes that the file system under fd still has for this user. UINT64_MAX: it does not say, or has no limit. */
+uint64_t pgs__fs_room(int fd);
 
 #endif
