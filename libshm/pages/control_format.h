@@ -98,7 +98,7 @@ PGS_STATIC(offsetof(struct pgs__control, head_gen) == 384, "shared");
 PGS_STATIC(offsetof(struct pgs__control, cell) == 512, "shared");
 #define PGS__CTL_POISONED 1u     /* an fsync failed: read-only until recovered */
 #define PGS__CTL_NEEDS_REPAIR 2u /* recovery of a dead committer failed; the next owner tries again */
-#define PGS__CTL_SCARCE 4u       /* the last allocations were tight: release claims at once, drop eagerly */
+#define PGS__CTL_SCARCE 4u       /* an allocation was refused, and nothing shows that it would not be now */
 #define PGS__CTL_WEAK 8u /* durability "none": the medium has a superblock that says so; under the commit lock */
 
 struct pgs__lease {

@@ -10,9 +10,13 @@
  *
  * Recycling: chunks that this process freed lately are tried first, newest first. Their pages are probably still resident, which makes writing them
  * two to six times cheaper than fresh ones. The list is only a hint: the ledger is asked whether they are free.
+ *
+ * On a full file system (PGS__CTL_SCARCE) most free pages may be holes that nothing can back any more. So pages that are there already are looked for first (`backed_only`): the search is the
+ * same, but chunks without such pages are passed over, and what is found in the others is cut to them. What is still missing then comes from holes, as far as there is room.
  */
 #include "libshm/txn/claim.h"
 
+#include "libshm/pages/backed.h"
 #include "libshm/pages/fresh.h"
 #include "libshm/platform/mem.h"
 #include "libshm/txn/ledger_impl.h"
@@ -29,6 +33,11 @@ struct hunt {
     bool foreign; /* a chunk that we looked at belongs to somebody */
     int rc;       /* of what went wrong inside a callback */
     uint64_t limit;
+    bool backed_only; /* holes are set aside, by kind as in avail, until backed_end */
+    uint64_t least;   /* backed_only: a chunk must have a backed free run of so many pages */
+    struct pgs__backed backed;
+    struct pgs_run *holes[2];
+    size_t n_holes[2], cap_holes[2];
     struct pgs_error *err;
 };
 
@@ -133,6 +142,19 @@ static bool recycled_take(struct pgs__session *s, struct pgs__space *sp, uint64_
     return found;
 }
 
+bool pgs__is_scarce(struct pgs__session *s)
+{
+    return atomic_load_explicit(&s->ctl.c->flags, memory_order_relaxed) & PGS__CTL_SCARCE; /* a hint */
+}
+
+void pgs__set_scarce(struct pgs__session *s, bool on)
+{
+    if (on)
+        atomic_fetch_or(&s->ctl.c->flags, PGS__CTL_SCARCE);
+    else if (pgs__is_scarce(s))
+        atomic_fetch_and(&s->ctl.c->flags, ~(uint64_t)PGS__CTL_SCARCE);
+}
+
 /* --- meta data, not older than the claim -------------------------------------------------------------------------------------- */
 
 static int hunt_open(struct hunt *h)
@@ -179,15 +201,23 @@ int pgs__claim_owner_words(struct pgs__session *s, uint64_t chunk, struct pgs_er
     return 0;
 }
 
+static bool chunk_backed(struct hunt *h, uint64_t chunk);
+
 static int hunt_usable(void *ctx, uint64_t chunk)
 {
     struct hunt *h = ctx;
+    uint64_t first = chunk * PGS_CHUNK_PAGES;
     if (h->rc || chunk >= PGS__N_OWNERS) return -1;
+    if (h->backed_only && pgs__backed_first(&h->backed, first, first + PGS_CHUNK_PAGES).n_pages == 0) return 0;
     h->rc = pgs__claim_owner_words(h->c->s, chunk, h->err);
     if (h->rc) return -1;
-    bool ours = pgs__owner_claim(&h->c->s->ctl, chunk, h->c->tag);
-    if (!ours) h->foreign = true;
-    return ours;
+    if (!pgs__owner_claim(&h->c->s->ctl, chunk, h->c->tag)) {
+        h->foreign = true;
+        return 0;
+    }
+    if (!h->backed_only || chunk_backed(h, chunk)) return 1;
+    pgs__owner_release(&h->c->s->ctl, chunk, h->c->tag);
+    return 0;
 }
 
 static void hunt_unclaim(void *ctx, uint64_t chunk)
@@ -199,6 +229,9 @@ static void hunt_unclaim(void *ctx, uint64_t chunk)
 static struct pgs__free_query hunt_query(struct hunt *h)
 {
     uint64_t chunks = (h->limit + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES;
+    if (h->backed_only) /* a put that failed may have left some beyond the high-water mark */
+        chunks =
+            pgs__min_u64(chunks, atomic_load_explicit(&h->c->s->pf.n_pages, memory_order_relaxed) / PGS_CHUNK_PAGES);
     return (struct pgs__free_query){
         .usable = hunt_usable, .unclaim = hunt_unclaim, .ctx = h, .max_chunks = pgs__min_u64(chunks, PGS__N_OWNERS)};
 }
@@ -231,6 +264,30 @@ static int add_avail(struct pgs__claim *c, int kind, struct pgs_run run)
     return 0;
 }
 
+static int add_hole(struct hunt *h, int kind, uint64_t lo, uint64_t hi)
+{
+    if (lo >= hi) return 0;
+    if (pgs__grow(&h->holes[kind], &h->cap_holes[kind], h->n_holes[kind] + 1, sizeof(struct pgs_run)))
+        return -PGS_ENOMEM;
+    h->holes[kind][h->n_holes[kind]++] = (struct pgs_run){{lo}, hi - lo};
+    return 0;
+}
+
+/* To avail, or, where only backed pages count, each part to where it belongs. */
+static int offer(struct hunt *h, int kind, struct pgs_run run)
+{
+    if (!h->backed_only) return add_avail(h->c, kind, run);
+    uint64_t lo = run.page.n, hi = lo + run.n_pages;
+    int rc = 0;
+    while (rc == 0 && lo < hi) {
+        struct pgs_run part = pgs__backed_first(&h->backed, lo, hi);
+        rc = add_hole(h, kind, lo, part.page.n);
+        if (rc == 0) rc = add_avail(h->c, kind, part);
+        lo = part.page.n + part.n_pages;
+    }
+    return rc;
+}
+
 struct gather {
     struct hunt *h;
     int kind;
@@ -251,7 +308,7 @@ static int gather_clipped(struct gather *g, uint64_t lo, uint64_t hi)
     if (lo >= hi) return 0;
     g->n_pages += hi - lo;
     if (g->kind < 0) return 0; /* only counting */
-    if (add_avail(g->h->c, g->kind, (struct pgs_run){{lo}, hi - lo}))
+    if (offer(g->h, g->kind, (struct pgs_run){{lo}, hi - lo}))
         return pgs__fail(g->h->err, PGS_ENOMEM, "no memory for a list of free pages");
     return 0;
 }
@@ -263,6 +320,29 @@ static int chunk_runs(struct hunt *h, uint64_t chunk, int kind, uint64_t *n_page
     int rc = pgs__space_runs_of(h->l, chunk, gather_run, &g, h->err);
     if (n_pages) *n_pages = g.n_pages;
     return rc;
+}
+
+struct longest {
+    struct hunt *h;
+    bool enough;
+};
+static int longest_backed(void *ctx, struct pgs_run run)
+{
+    struct longest *b = ctx;
+    uint64_t lo = run.page.n, hi = pgs__min_u64(lo + run.n_pages, b->h->limit);
+    while (!b->enough && lo < hi) {
+        struct pgs_run part = pgs__backed_first(&b->h->backed, lo, hi);
+        b->enough = part.n_pages >= b->h->least;
+        lo = part.page.n + part.n_pages;
+    }
+    return 0;
+}
+
+/* Has the chunk, which is ours, a free run of h->least backed pages? */
+static bool chunk_backed(struct hunt *h, uint64_t chunk)
+{
+    struct longest b = {.h = h};
+    return pgs__space_runs_of(h->l, chunk, longest_backed, &b, NULL) == 0 && b.enough;
 }
 
 static int grow_file(struct hunt *h, uint64_t end_page)
@@ -310,7 +390,8 @@ static int adopt_chunk(struct hunt *h, uint64_t chunk, int kind, char of, uint64
     }
     keep_chunks(h->c, chunk, 1);
     struct pgs_run run = {{0}, 0};
-    if (same && h->c->light.hi == 0 && hi / PGS_CHUNK_PAGES <= chunk + 1) run = run_ending(h, of, hi);
+    if (same && !h->backed_only && h->c->light.hi == 0 && hi / PGS_CHUNK_PAGES <= chunk + 1)
+        run = run_ending(h, of, hi);
     if (run.n_pages == 0 || run.page.n / PGS_CHUNK_PAGES != chunk) return chunk_runs(h, chunk, kind, NULL);
     if (add_avail(h->c, kind, run)) return pgs__fail(h->err, PGS_ENOMEM, "no memory for a list of free pages");
     h->c->light.chunk = chunk;
@@ -477,6 +558,7 @@ static int one_small(struct hunt *h, int kind, uint64_t n, bool no_new, struct p
 {
     uint64_t chunk;
     out->n_pages = 0;
+    h->least = n;
     if (take_avail(h->c, kind, n, out)) return 0;
     int rc = h->c->light.kind == kind ? load_light(h) : 0;
     if (rc) return rc;
@@ -494,8 +576,10 @@ static int one_small(struct hunt *h, int kind, uint64_t n, bool no_new, struct p
 }
 
 /* Up to n pages, wherever they are. 0 pages: nothing is left. */
-static int any_piece(struct hunt *h, int kind, uint64_t n, struct pgs_run *out)
+static int any_piece(struct hunt *h, int kind, uint64_t n, bool no_new, struct pgs_run *out)
 {
+    uint64_t chunk;
+    h->least = 1;
     for (int i = 0; i < 2; i++) { /* own kind first */
         int k = i ? !kind : kind;
         uint64_t hint = 0;
@@ -513,13 +597,18 @@ static int any_piece(struct hunt *h, int kind, uint64_t n, struct pgs_run *out)
         *out = take_largest(h->c, kind, n);
         if (out->n_pages) return 0;
     }
-    return 0;
+    if (!h->backed_only || no_new) return 0; /* else there is no whole chunk */
+    int rc = whole_chunks(h, 1, &chunk);
+    if (rc == 0) rc = chunk_runs(h, chunk, kind, NULL);
+    if (rc == 0) *out = take_largest(h->c, kind, n);
+    return rc == -PGS_EFULL ? 0 : rc;
 }
 
 /* n_chunks whole chunks in one piece, n pages of them taken; the rest is available. -PGS_EFULL: no such piece. */
 static int one_big(struct hunt *h, int kind, uint64_t n_chunks, uint64_t n, bool recycle, struct pgs_run *out)
 {
     uint64_t first;
+    h->least = PGS_CHUNK_PAGES;
     int rc = kind == 0 && recycle ? recycled_chunks(h, n_chunks, &first) : 1;
     if (rc == 1) rc = whole_chunks(h, n_chunks, &first);
     if (rc) return rc;
@@ -527,7 +616,7 @@ static int one_big(struct hunt *h, int kind, uint64_t n_chunks, uint64_t n, bool
     all.n_pages = pgs__min_u64(all.n_pages, h->limit - all.page.n);
     *out = (struct pgs_run){all.page, pgs__min_u64(n, all.n_pages)};
     struct pgs_run rest = {{all.page.n + out->n_pages}, all.n_pages - out->n_pages};
-    if (add_avail(h->c, kind, rest)) return pgs__fail(h->err, PGS_ENOMEM, "no memory for a list of free pages");
+    if (offer(h, kind, rest)) return pgs__fail(h->err, PGS_ENOMEM, "no memory for a list of free pages");
     return 0;
 }
 
@@ -550,25 +639,38 @@ struct wanted {
     uint64_t n_pages;
     struct pgs_run *runs;
     size_t max_runs, n_runs;
+    size_t n_backed; /* of the runs: nothing need be done for them */
 };
+
+static bool is_contiguous(const struct wanted *w)
+{
+    return (w->flags & PGS__ALLOC_CONTIGUOUS) != 0 || w->max_runs == 1;
+}
+
+/* Pages that were not found yet. */
+static uint64_t missing(const struct wanted *w)
+{
+    uint64_t left = w->n_pages;
+    for (size_t i = 0; i < w->n_runs; i++) left -= w->runs[i].n_pages;
+    return left;
+}
 
 static int put_run(struct hunt *h, struct wanted *w, struct pgs_run run)
 {
     int rc = note_taken(h, run, w->is_node, false);
     if (rc) return rc;
-    if (w->n_runs > 0 && w->runs[w->n_runs - 1].page.n + w->runs[w->n_runs - 1].n_pages == run.page.n)
+    if (w->n_runs > w->n_backed && w->runs[w->n_runs - 1].page.n + w->runs[w->n_runs - 1].n_pages == run.page.n)
         w->runs[w->n_runs - 1].n_pages += run.n_pages;
     else
         w->runs[w->n_runs++] = run;
     return 0;
 }
 
-/* -PGS_EFULL without text: the caller words it. */
+/* What is missing. -PGS_EFULL without text: the caller words it. */
 static int collect(struct hunt *h, struct wanted *w)
 {
-    uint64_t left = w->n_pages, piece = (left + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES;
-    bool contiguous = (w->flags & PGS__ALLOC_CONTIGUOUS) != 0 || w->max_runs == 1;
-    bool no_new = (w->flags & PGS__ALLOC_NO_NEW) != 0;
+    uint64_t left = missing(w), piece = (left + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES;
+    bool contiguous = is_contiguous(w), no_new = (w->flags & PGS__ALLOC_NO_NEW) != 0;
     if (no_new) piece = 0;
     while (left > 0) {
         struct pgs_run run = {{0}, 0};
@@ -577,7 +679,7 @@ static int collect(struct hunt *h, struct wanted *w)
         piece = pgs__min_u64(piece, (left + PGS_CHUNK_PAGES - 1) / PGS_CHUNK_PAGES);
         if (left < PGS_CHUNK_PAGES) {
             rc = one_small(h, w->is_node, left, no_new, &run);
-            if (rc == 1) rc = contiguous ? -PGS_EFULL : any_piece(h, w->is_node, left, &run);
+            if (rc == 1) rc = contiguous ? -PGS_EFULL : any_piece(h, w->is_node, left, no_new, &run);
         } else if (piece > 0) {
             rc = one_big(h, w->is_node, piece, left, !(w->flags & PGS__ALLOC_LOWEST), &run);
             if (rc == -PGS_EFULL && !contiguous) {
@@ -586,7 +688,7 @@ static int collect(struct hunt *h, struct wanted *w)
             }
             if (rc == 0 && contiguous && run.n_pages < left) rc = -PGS_EFULL;
         } else {
-            rc = any_piece(h, w->is_node, left, &run);
+            rc = any_piece(h, w->is_node, left, no_new, &run);
         }
         if (rc) return rc;
         if (run.n_pages == 0) return -PGS_EFULL;
@@ -601,38 +703,146 @@ static int collect(struct hunt *h, struct wanted *w)
 static int from_reserve(struct hunt *h, struct wanted *w)
 {
     struct pgs__record *hdr = &h->l->meta.hdr;
-    if (!h->locked || !w->is_node || hdr->reserve_n < w->n_pages) return -PGS_EFULL;
-    struct pgs_run run = {{hdr->reserve_page}, w->n_pages};
+    uint64_t left = missing(w), keep = w->flags & PGS__ALLOC_DEEP ? PGS__RESERVE_LAST / 4 : PGS__RESERVE_LAST;
+    if (w->flags & PGS__ALLOC_LAST) keep = 0;
+    if (!h->locked || !w->is_node || hdr->reserve_n < left + keep || w->n_runs == w->max_runs) return -PGS_EFULL;
+    struct pgs_run run = {{hdr->reserve_page}, left};
     int rc = note_taken(h, run, true, true);
     if (rc) return rc;
     hdr->reserve_n -= run.n_pages;
     hdr->reserve_page = hdr->reserve_n ? hdr->reserve_page + run.n_pages : 0;
-    w->runs[0] = run;
-    w->n_runs = 1;
+    w->runs[w->n_runs++] = run;
     return 0;
 }
 
-static void undo(struct hunt *h, struct wanted *w)
+static void undo(struct hunt *h, struct wanted *w, size_t keep)
 {
-    for (size_t i = 0; i < w->n_runs; i++) pgs__claim_give(h->c, w->runs[i], w->is_node);
-    w->n_runs = 0;
+    while (w->n_runs > keep) pgs__claim_give(h->c, w->runs[--w->n_runs], w->is_node);
+    w->n_backed = pgs__min_u64(w->n_backed, w->n_runs);
 }
 
-/* A commit that frees on a full file system: free pages of the file need not be backed, those of the reserve are. */
-static int back_or_reserve(struct hunt *h, struct wanted *w)
+/* From here on only backed pages are in avail. */
+static int backed_begin(struct hunt *h)
 {
-    struct pgs__session *s = h->c->s;
-    uint64_t flags = atomic_load_explicit(&s->ctl.c->flags, memory_order_relaxed); /* a hint */
-    if (!(flags & PGS__CTL_SCARCE) || !(w->flags & PGS__ALLOC_EMERGENCY)) return 0;
-    for (size_t i = 0; i < w->n_runs; i++) {
+    struct pgs__claim *c = h->c;
+    int rc = load_light(h);
+    h->backed = (struct pgs__backed){.pf = &c->s->pf};
+    h->backed_only = true;
+    for (int kind = 0; kind < 2 && rc == 0; kind++) {
+        struct pgs_run *old = c->avail[kind];
+        size_t n = c->n_avail[kind];
+        c->avail[kind] = NULL;
+        c->n_avail[kind] = c->cap_avail[kind] = 0;
+        for (size_t i = 0; i < n && rc == 0; i++) rc = offer(h, kind, old[i]);
+        pgs__free(old); /* without memory the rest is free again after the release */
+    }
+    return rc;
+}
+
+static int backed_end(struct hunt *h)
+{
+    int rc = 0;
+    h->backed_only = false;
+    for (int kind = 0; kind < 2; kind++) {
+        for (size_t i = 0; i < h->n_holes[kind] && rc == 0; i++) rc = add_avail(h->c, kind, h->holes[kind][i]);
+        pgs__free(h->holes[kind]);
+        h->holes[kind] = NULL;
+        h->n_holes[kind] = h->cap_holes[kind] = 0;
+    }
+    return rc;
+}
+
+static int collect_backed(struct hunt *h, struct wanted *w)
+{
+    int rc = backed_begin(h);
+    if (rc == 0) rc = collect(h, w);
+    int end = backed_end(h);
+    if (rc == -PGS_EFULL && is_contiguous(w)) undo(h, w, 0);
+    w->n_backed = w->n_runs;
+    if (rc == -PGS_ENOMEM || end) return pgs__fail(h->err, PGS_ENOMEM, "no memory for a list of free pages");
+    return rc;
+}
+
+/* Nodes are backed before they are written: a commit must not fail half-way. Data is copied where failing is easy. */
+static int back(struct hunt *h, struct wanted *w)
+{
+    int rc = 0;
+    for (size_t i = w->n_backed; w->is_node && i < w->n_runs && rc == 0; i++) {
         struct pgs_error local = {0};
-        int rc = pgs__fresh_reserve(&s->pf, w->runs[i], false, &local);
-        if (rc == -PGS_EFULL) {
-            undo(h, w);
-            return from_reserve(h, w);
+        rc = pgs__fresh_reserve(&h->c->s->pf, w->runs[i], false, &local);
+        if (rc && rc != -PGS_EFULL && h->err && h->err->code == 0) *h->err = local;
+    }
+    if (rc) undo(h, w, w->n_backed);
+    return rc;
+}
+
+uint64_t pgs__reserve_least(const struct pgs__ledger *l)
+{
+    uint64_t want = pgs__min_u64(PGS__RESERVE_PAGES, pgs__page_limit(l) / 8);
+    return want - want / 4;
+}
+
+/* What became free goes to the reserve before anybody else may have it, or puts would eat it up bit by bit. */
+static bool leaves_reserve(struct hunt *h, const struct wanted *w)
+{
+    const struct pgs__record *hdr = &h->l->meta.hdr;
+    uint64_t least = pgs__reserve_least(h->l);
+    if (w->flags & (PGS__ALLOC_EMERGENCY | PGS__ALLOC_REFILL) || hdr->reserve_n >= least) return true;
+    return pgs__room_left(h->c->s, hdr) >> PGS_PAGE_SHIFT >= w->n_pages + least - hdr->reserve_n;
+}
+
+/* -PGS_EFULL: what was found of backed pages is in w; they may not be enough for anybody. */
+static int find(struct hunt *h, struct wanted *w)
+{
+    bool scarce = pgs__is_scarce(h->c->s);
+    if (w->n_pages > h->limit || (scarce && !leaves_reserve(h, w))) return -PGS_EFULL;
+    int rc = scarce ? collect_backed(h, w) : -PGS_EFULL;
+    if (rc != -PGS_EFULL) return rc;
+    rc = collect(h, w);
+    if (rc == 0 && scarce) rc = back(h, w);
+    if (rc) undo(h, w, w->n_backed);
+    return rc;
+}
+
+static void avail_without(struct pgs__claim *c, int kind, struct pgs_run run)
+{
+    uint64_t lo = run.page.n, hi = lo + run.n_pages;
+    for (size_t i = 0; i < c->n_avail[kind]; i++) {
+        struct pgs_run *a = &c->avail[kind][i];
+        uint64_t a_lo = a->page.n, a_hi = a_lo + a->n_pages;
+        if (a_hi <= lo || a_lo >= hi) continue;
+        if (a_lo < lo && a_hi > hi) { /* without memory the tail is free again after the release */
+            a->n_pages = lo - a_lo;
+            (void)add_avail(c, kind, (struct pgs_run){{hi}, a_hi - hi});
+        } else if (a_lo < lo) {
+            a->n_pages = lo - a_lo;
+        } else {
+            avail_cut(c, kind, i--, pgs__min_u64(hi, a_hi) - a_lo);
         }
     }
-    return 0;
+}
+
+/* What became free in our chunks since they were claimed, e.g. by pgs__make_room. All goes to avail[kind]. */
+static int look_again(struct hunt *h, int kind)
+{
+    struct pgs__claim *c = h->c;
+    int rc = refresh(h);
+    if (rc) return rc;
+    c->light.hi = 0;
+    c->n_avail[0] = c->n_avail[1] = 0;
+    for (size_t i = 0; i < c->n_chunks && rc == 0; i++) rc = chunk_runs(h, c->chunks[i], kind, NULL);
+    for (size_t i = 0; i < c->n_taken && rc == 0; i++) avail_without(c, kind, c->taken[i].run);
+    for (size_t i = 0; c->lender && i < c->lender->n_taken && rc == 0; i++)
+        avail_without(c, kind, c->lender->taken[i].run);
+    return rc;
+}
+
+static int find_harder(struct hunt *h, struct wanted *w)
+{
+    undo(h, w, 0);
+    int rc = look_again(h, w->is_node);
+    if (rc == 0 && h->foreign && pgs__sweep(h->c->s, true) > 0) rc = refresh(h);
+    return rc ? rc : find(h, w);
 }
 
 int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_node, uint64_t n_pages, int flags,
@@ -653,20 +863,48 @@ int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_n
         rc = adopt_direct(&h);
         if (rc) return rc;
     }
-    rc = n_pages > h.limit ? -PGS_EFULL : collect(&h, &w);
-    if (rc == -PGS_EFULL) undo(&h, &w);
-    if (rc == -PGS_EFULL && h.foreign && h.rc == 0 && !(flags & PGS__ALLOC_NO_NEW) && pgs__sweep(c->s, true) > 0) {
-        rc = refresh(&h);
-        if (rc == 0) rc = collect(&h, &w);
+    rc = find(&h, &w);
+    if (rc == -PGS_EFULL && !(flags & PGS__ALLOC_NO_NEW)) {
+        if (h.rc == 0) rc = find_harder(&h, &w);
+        if (rc == -PGS_EFULL && (flags & PGS__ALLOC_EMERGENCY)) rc = from_reserve(&h, &w);
     }
-    if (rc == 0) rc = back_or_reserve(&h, &w);
-    if (rc) undo(&h, &w);
-    if (rc == -PGS_EFULL && (flags & PGS__ALLOC_EMERGENCY) && !(flags & PGS__ALLOC_NO_NEW)) rc = from_reserve(&h, &w);
+    if (rc) undo(&h, &w, 0);
     hunt_close(&h);
     if (rc == -PGS_EFULL) return pgs__fail(err, PGS_EFULL, "no room for %llu pages", (unsigned long long)n_pages);
     if (rc) return rc;
     *n_runs = w.n_runs;
     return 0;
+}
+
+/* The chunk in our list, its free pages in avail. 1: somebody else's. */
+static int own_chunk(struct hunt *h, uint64_t chunk)
+{
+    for (size_t i = 0; i < h->c->n_chunks; i++)
+        if (h->c->chunks[i] == chunk) return look_again(h, 1);
+    if (hunt_usable(h, chunk) != 1) return h->rc ? h->rc : 1;
+    return adopt_chunk(h, chunk, 1, 0, UINT64_MAX);
+}
+
+int pgs__claim_beside(struct pgs__claim *c, struct pgs__ledger *locked, struct pgs_run at, uint64_t most,
+                      struct pgs_run *out, struct pgs_error *err)
+{
+    struct hunt h = {.c = c, .l = locked, .locked = true, .limit = pgs__page_limit(locked), .err = err};
+    uint64_t lo = at.page.n, hi = lo + at.n_pages;
+    pgs__claim_stamp(c);
+    int rc = c->n_direct ? adopt_direct(&h) : 0;
+    if (rc == 0) rc = own_chunk(&h, lo / PGS_CHUNK_PAGES);
+    for (int i = 0; i < 2 && rc == 0; i++)
+        for (size_t k = 0; k < c->n_avail[i]; k++) {
+            struct pgs_run a = c->avail[i][k];
+            bool before = a.page.n + a.n_pages == lo && lo % PGS_CHUNK_PAGES;
+            bool behind = a.page.n == hi && hi % PGS_CHUNK_PAGES;
+            if (!before && !behind) continue;
+            out->n_pages = pgs__min_u64(most, a.n_pages);
+            out->page.n = before ? lo - out->n_pages : hi;
+            avail_without(c, i, *out);
+            return note_taken(&h, *out, true, false);
+        }
+    return rc ? rc : 1;
 }
 
 /* --- giving back, recording, releasing ----------------------------------------------------------------------------------------- */
@@ -738,10 +976,42 @@ int pgs__claim_record(struct pgs__claim *c, struct pgs__ledger *l, struct pgs_er
     return pgs__claim_record_from(c, 0, l, err);
 }
 
+static void move_chunks(struct pgs__claim *to, struct pgs__claim *from)
+{
+    PGS_BUG_ON(to->n_chunks || to->n_avail[0] || to->n_avail[1]);
+    pgs__free(to->chunks);
+    to->chunks = from->chunks;
+    to->n_chunks = from->n_chunks;
+    to->cap_chunks = from->cap_chunks;
+    from->chunks = NULL;
+    from->n_chunks = from->cap_chunks = 0;
+    for (int k = 0; k < 2; k++) {
+        pgs__free(to->avail[k]);
+        to->avail[k] = from->avail[k];
+        to->n_avail[k] = from->n_avail[k];
+        to->cap_avail[k] = from->cap_avail[k];
+        from->avail[k] = NULL;
+        from->n_avail[k] = from->cap_avail[k] = 0;
+    }
+    to->light = from->light;
+    from->light.hi = 0;
+}
+
+void pgs__claim_lend(struct pgs__claim *to, struct pgs__claim *from)
+{
+    PGS_BUG_ON(to->n_chunks || to->n_taken || to->n_direct || to->lender || from->n_direct || from->lender);
+    if (from->n_chunks == 0) return;
+    to->tag = from->tag;
+    to->fork_count = from->fork_count;
+    to->lender = from;
+    move_chunks(to, from);
+}
+
 void pgs__claim_release(struct pgs__claim *c)
 {
     struct pgs__session *s = c->s;
     if (!s) return;
+    if (c->lender) move_chunks(c->lender, c); /* with what was claimed since */
     if ((c->n_chunks || c->n_direct) && c->tag == s->tag && c->fork_count == atomic_load(&s->fork_count)) { /* I5 */
         for (size_t i = 0; i < c->n_chunks; i++) pgs__owner_release(&s->ctl, c->chunks[i], c->tag);
         for (unsigned i = 0; i < c->n_direct; i++) pgs__owner_release(&s->ctl, c->direct[i], c->tag);

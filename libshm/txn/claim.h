@@ -9,7 +9,8 @@
  *   I2  Node pages and data pages come from different chunks as long as there is room.
  *   I3  ≥ 2 MiB of data: whole chunks, aligned, consecutive if possible.
  *   I4  The last PGS__RESERVE_PAGES are touched only with `emergency`. They are a run that the record names: neither free nor used, backed by the file system,
- *       carved from the front by commits that free (`locked` is needed), filled up again by pgs__commit_end when there is room.
+ *       carved from the front by commits that free (`locked` is needed), filled up again by pgs__commit_end when there is room. The last PGS__RESERVE_LAST of them are for
+ *       the commits of pgs__make_room alone: whatever somebody deleted can become room.
  *   I5  A claim inherited through fork is the parent's: releasing it in the child frees memory and touches no owner word.
  */
 #ifndef PGS_TXN_CLAIM_H
@@ -41,13 +42,17 @@ struct pgs__claim {
     } light;
     uint64_t direct[PGS__MAX_DIRECT]; /* claimed by pgs__claim_nodes: what is free there is in the ledger alone */
     unsigned n_direct;
+    struct pgs__claim *lender; /* the chunks are its; they go back when this claim is released */
 };
 void pgs__claim_init(struct pgs__claim *c, struct pgs__session *s);
 
 enum {
     PGS__ALLOC_CONTIGUOUS = 1,
     PGS__ALLOC_EMERGENCY = 2,
-    PGS__ALLOC_LOWEST = 4, /* lowest address first, not what was freed last (compact) */
+    PGS__ALLOC_LOWEST = 4,  /* lowest address first, not what was freed last (compact) */
+    PGS__ALLOC_LAST = 16,   /* with EMERGENCY: the last of the reserve, too */
+    PGS__ALLOC_DEEP = 32,   /* with EMERGENCY: nearly so, where make_room could not help */
+    PGS__ALLOC_REFILL = 64, /* for the reserve itself. Others leave on a scarce store what it lacks */
     PGS__ALLOC_NO_NEW =
         8, /* only from chunks that are in use already, in pieces if need be: keeps the file from growing by fragments */
 };
@@ -55,6 +60,9 @@ enum {
  * max_runs runs in *runs; *n_runs of them. The file is grown as needed. -PGS_EFULL: neither quota nor file system has room (nothing was taken). */
 int pgs__claim_alloc(struct pgs__claim *c, struct pgs__ledger *locked, bool is_node, uint64_t n_pages, int flags,
                      struct pgs_run *runs, size_t max_runs, size_t *n_runs, struct pgs_error *err);
+/* At most `most` node pages that touch `at`, a run inside one chunk, whose neighbours they become. The commit lock is held. 1: there are none. */
+int pgs__claim_beside(struct pgs__claim *c, struct pgs__ledger *locked, struct pgs_run at, uint64_t most,
+                      struct pgs_run *out, struct pgs_error *err);
 /* n_pages for nodes or the record, under the commit lock, found in a few looks and entered into the ledger at once (claim_nodes.c). In *n_runs runs, ascending as found. 0; 1: not found so
  * quickly, nothing was taken, ask pgs__claim_alloc; -PGS_E…: the commit fails. */
 enum pgs__life { PGS__SHORT_LIVED, PGS__LONG_LIVED, PGS__RECORD };
@@ -73,6 +81,9 @@ int pgs__claim_record_from(struct pgs__claim *c, size_t first, struct pgs__ledge
 void pgs__claim_release(struct pgs__claim *c);
 /* Move everything of `from` to `to` (a transaction's claim joins the commit's). */
 int pgs__claim_join(struct pgs__claim *to, struct pgs__claim *from);
+/* The chunks of `from` serve `to`, which must be empty, until `to` is released. What `from` has taken is left alone; it must not be used meanwhile. In a small store, a transaction's
+ * claim may own most chunks, and what is free there is what its own commit needs. */
+void pgs__claim_lend(struct pgs__claim *to, struct pgs__claim *from);
 /* Does the run cover whole chunks only (so that it may be collapsed)? */
 bool pgs__run_is_whole(struct pgs_run run);
 
@@ -103,6 +114,13 @@ struct pgs__space {
     size_t buf_bytes;
 };
 struct pgs__space *pgs__space_of(struct pgs__session *s); /* NULL: no memory */
+/* Was an allocation refused lately, by the quota or the file system, in any process? Then pages that are backed already are preferred, and history goes at once. */
+bool pgs__is_scarce(struct pgs__session *s);
+void pgs__set_scarce(struct pgs__session *s, bool on);
+/* Pages that the reserve should have at least while the store is scarce. */
+uint64_t pgs__reserve_least(const struct pgs__ledger *l);
+/* Bytes that can still be written: free pages that are backed, and as many holes as the file system can back; within the quota (make_room.c). */
+uint64_t pgs__room_left(struct pgs__session *s, const struct pgs__record *hdr);
 /* Callback for pgs__ledger_reclaim: remember the run (ctx: the session). A hint: what it says is verified before use. */
 void pgs__space_freed(void *session, struct pgs_run run);
 

@@ -24,7 +24,9 @@
 #define DEAD_WORTH_IT 4096u
 #define DAY_NS (86400ull * 1000000000ull)
 #define PREPARE_ROUNDS 8
-#define RUNS_PLANNED 16u /* prepare leaves room for more than that */
+#define RESERVE_WORTH_IT 4u
+#define ROOM_AGAIN (4ull << 20) /* bytes */
+#define RUNS_PLANNED 16u        /* prepare leaves room for more than that */
 
 uint64_t pgs__commit_clock(struct pgs__session *s)
 {
@@ -34,19 +36,6 @@ uint64_t pgs__commit_clock(struct pgs__session *s)
     if (ahead && real > ahead + boot + DAY_NS) return ahead + boot;
     atomic_store_explicit(kept, real - boot, memory_order_relaxed);
     return real;
-}
-
-static bool is_scarce(struct pgs__session *s)
-{
-    return atomic_load_explicit(&s->ctl.c->flags, memory_order_relaxed) & PGS__CTL_SCARCE; /* a hint */
-}
-
-static void set_scarce(struct pgs__session *s, bool on)
-{
-    if (on)
-        atomic_fetch_or(&s->ctl.c->flags, PGS__CTL_SCARCE);
-    else if (is_scarce(s))
-        atomic_fetch_and(&s->ctl.c->flags, ~(uint64_t)PGS__CTL_SCARCE);
 }
 
 int pgs__commit_begin(struct pgs__commit *c, struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err)
@@ -135,7 +124,7 @@ static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
     const struct pgs__record *h = &c->l.meta.hdr;
     uint64_t n = h->n_expired - pgs__min_u64(h->n_expired, !c->new_version); /* without the one that this commit made */
     uint64_t held = pgs__ledger_knows_expired(h) ? h->pages_expired : h->pages_dead; /* at most, by expired ones */
-    bool worth = n >= DROPS_WORTH_IT || held >= DEAD_WORTH_IT || c->budget || c->freeing || is_scarce(c->s);
+    bool worth = n >= DROPS_WORTH_IT || held >= DEAD_WORTH_IT || c->budget || c->freeing || pgs__is_scarce(c->s);
     if (n == 0 || !worth) return 0;
     int rc = pgs__pinned_collect(c->s, &p.set, err);
     if (rc == 0) rc = pgs__ledger_drop(&c->l, is_pinned, &p, budget, &any, &more, err);
@@ -149,9 +138,15 @@ static bool reclaim_is_due(struct pgs__commit *c)
 {
     const struct pgs__meta *m = &c->l.meta;
     bool fold_soon = m->msg_bytes > PGS__RECORD_ROOM(1) * 3 / 4;
-    return m->hdr.pages_limbo >= (fold_soon ? LIMBO_BEFORE_FOLD : LIMBO_WORTH_IT) || c->freeing || is_scarce(c->s);
+    return m->hdr.pages_limbo >= (fold_soon ? LIMBO_BEFORE_FOLD : LIMBO_WORTH_IT) || c->freeing || pgs__is_scarce(c->s);
 }
 
+static uint64_t reserve_wants(const struct pgs__commit *c)
+{
+    return pgs__min_u64(PGS__RESERVE_PAGES, pgs__page_limit(&c->l) / 8);
+}
+
+/* A commit that frees while half of the reserve is gone lets all history go: deleting has to bring its pages back before the reserve is used up. */
 static int upkeep(struct pgs__commit *c, struct pgs_error *err)
 {
     struct pgs__session *s = c->s;
@@ -159,7 +154,8 @@ static int upkeep(struct pgs__commit *c, struct pgs_error *err)
     bool any = false;
     int rc = drop(c, budget, err);
     if (rc) return rc;
-    rc = pgs__ledger_expire(&c->l, c->l.now_ns, budget, c->expire_all, &any, err);
+    bool all = c->expire_all || (c->freeing && pgs__is_scarce(s) && reserve_wants(c) > c->l.meta.hdr.reserve_n * 2);
+    rc = pgs__ledger_expire(&c->l, c->l.now_ns, budget, all, &any, err);
     if (rc) return rc;
     if (any) c->epoch = true;
     if (!reclaim_is_due(c)) return 0;
@@ -182,27 +178,75 @@ static int kill_catalog_nodes(struct pgs__commit *c, struct pgs_error *err)
     return rc;
 }
 
-/* Claims I4: the reserve is whole again as soon as there is room. Best effort: without it the store works, until it is full. */
+/* Allocated is not enough: what was never written counts as a hole once it is free again (pages/backed.h). */
+static int write_zeros(struct pgs__commit *c, struct pgs_run run, struct pgs_error *err)
+{
+    void *zeros = pgs__calloc(run.n_pages, PGS_PAGE_SIZE);
+    if (!zeros) return pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
+    int rc = pgs__fresh_reserve(&c->s->pf, run, false, err);
+    if (rc == 0) rc = pgs__pages_write(&c->s->pf, run.page, zeros, run.n_pages, err);
+    pgs__free(zeros);
+    return rc;
+}
+
+/* A run of n pages that are there. 1: there is none. */
+static int reserve_run(struct pgs__commit *c, uint64_t n, struct pgs_run *run, struct pgs_error *err)
+{
+    size_t n_runs = 0;
+    struct pgs_error local = {0};
+    int flags = PGS__ALLOC_CONTIGUOUS | PGS__ALLOC_REFILL;
+    int rc = pgs__claim_alloc(&c->claim, &c->l, true, n, flags, run, 1, &n_runs, &local);
+    if (rc == -PGS_EFULL) return 1;
+    if (rc == 0 && write_zeros(c, *run, &local)) {
+        pgs__claim_give(&c->claim, *run, true);
+        return 1;
+    }
+    if (rc && err && err->code == 0) *err = local;
+    return rc;
+}
+
+/* Free pages beside the reserve join it: those that tidying commits took from it come back here. */
+static int extend_reserve(struct pgs__commit *c, uint64_t want, struct pgs_error *err)
+{
+    struct pgs__record *hdr = &c->l.meta.hdr;
+    int rc = 0;
+    for (uint64_t most = want; rc == 0 && hdr->reserve_n > 0 && hdr->reserve_n < want && most > 0;) {
+        struct pgs_run run, reserve = {{hdr->reserve_page}, hdr->reserve_n};
+        struct pgs_error local = {0};
+        rc = pgs__claim_beside(&c->claim, &c->l, reserve, pgs__min_u64(most, want - hdr->reserve_n), &run, err);
+        if (rc) break;
+        if (write_zeros(c, run, &local)) {
+            pgs__claim_give(&c->claim, run, true);
+            most = run.n_pages / 2;
+            continue;
+        }
+        hdr->reserve_page = pgs__min_u64(hdr->reserve_page, run.page.n);
+        hdr->reserve_n += run.n_pages;
+    }
+    return rc == 1 ? 0 : rc;
+}
+
+/* Claims I4: the reserve is whole again as soon as there is room. Best effort: without it the store works, until it is full. On a full store commits that free fill it up, too, with
+ * what earlier ones freed, in one piece as large as there is. */
 static int refill_reserve(struct pgs__commit *c, struct pgs_error *err)
 {
     struct pgs__record *hdr = &c->l.meta.hdr;
-    uint64_t limit = pgs__page_limit(&c->l), want = pgs__min_u64(PGS__RESERVE_PAGES, limit / 8);
-    if (hdr->reserve_n >= want / 2 || want == 0 || c->freeing) return 0;
+    bool scarce = pgs__is_scarce(c->s);
+    uint64_t limit = pgs__page_limit(&c->l), want = reserve_wants(c);
+    if (hdr->reserve_n >= (scarce ? pgs__reserve_least(&c->l) : want / 2) || (c->freeing && !scarce)) return 0;
     uint64_t beyond = limit > hdr->hw_pages ? limit - hdr->hw_pages : 0;
-    if (hdr->pages_free + beyond < 4 * want) return 0;
+    if (!scarce && hdr->pages_free + beyond < 4 * want) return 0;
     struct pgs_run run;
-    size_t n = 0;
-    struct pgs_error local = {0};
-    int rc = pgs__claim_alloc(&c->claim, &c->l, true, want, PGS__ALLOC_CONTIGUOUS, &run, 1, &n, &local);
-    if (rc == -PGS_EFULL) return 0;
-    if (rc == 0 && pgs__fresh_reserve(&c->s->pf, run, false, &local)) { /* full: another time */
-        pgs__claim_give(&c->claim, run, true);
-        return 0;
+    uint64_t had = hdr->reserve_n;
+    int rc = scarce ? extend_reserve(c, want, err) : 0;
+    if (rc || hdr->reserve_n > had) return rc; /* what joined it is not entered yet: nothing may be given back */
+    rc = 1;
+    while (rc == 1 && want > hdr->reserve_n + RESERVE_WORTH_IT) {
+        rc = reserve_run(c, want, &run, err);
+        if (rc == 1 && !scarce) break;
+        if (rc == 1) want = want * 3 / 4;
     }
-    if (rc) {
-        if (err && err->code == 0) *err = local;
-        return rc;
-    }
+    if (rc) return rc == 1 ? 0 : rc;
     if (hdr->reserve_n) {
         struct pgs_run rest = {{hdr->reserve_page}, hdr->reserve_n};
         rc = pgs__ledger_give(&c->l, rest, true, err);
@@ -252,14 +296,27 @@ static int alloc_nodes(struct pgs__commit *c, uint64_t n, int flags, struct pgs_
     return rc;
 }
 
+/* What a commit may take besides free pages. Those of make_room have a budget. */
+static int emergency(const struct pgs__commit *c)
+{
+    if (!c->freeing) return 0;
+    return PGS__ALLOC_EMERGENCY | (c->budget ? PGS__ALLOC_LAST : 0) | (c->deep ? PGS__ALLOC_DEEP : 0);
+}
+
 static int take_nodes(struct pgs__commit *c, struct pgs_pgno *to, uint64_t n, struct pgs_error *err)
 {
     struct pgs_run runs[64];
-    int flags = c->freeing ? PGS__ALLOC_EMERGENCY : 0;
+    uint64_t most = PGS_CHUNK_PAGES;
     while (n > 0) { /* many pieces in a nearly full store */
         size_t n_runs;
-        uint64_t part = pgs__min_u64(n, PGS_CHUNK_PAGES);
-        int rc = alloc_nodes(c, part, flags, runs, PGS_ARRAY_LEN(runs), &n_runs, err);
+        uint64_t part = pgs__min_u64(n, most);
+        struct pgs_error local = {0};
+        int rc = alloc_nodes(c, part, emergency(c), runs, PGS_ARRAY_LEN(runs), &n_runs, &local);
+        if (rc == -PGS_EFULL && part >= PGS_ARRAY_LEN(runs)) { /* single pages, perhaps */
+            most = PGS_ARRAY_LEN(runs) - 1;
+            continue;
+        }
+        if (rc && err && err->code == 0) *err = local;
         if (rc) return rc;
         for (size_t i = 0; i < n_runs; i++)
             for (uint64_t k = 0; k < runs[i].n_pages; k++) *to++ = (struct pgs_pgno){runs[i].page.n + k};
@@ -287,7 +344,7 @@ static int take_nodes_quickly(struct pgs__commit *c, struct layout *y, enum pgs_
 static int take_quickly(struct pgs__commit *c, struct layout *y, struct pgs_error *err)
 {
     size_t n;
-    if (c->freeing && is_scarce(c->s)) return 1; /* backed pages only: pgs__claim_alloc knows */
+    if (pgs__is_scarce(c->s)) return 1; /* backed pages first: pgs__claim_alloc knows */
     int rc = take_nodes_quickly(c, y, PGS__LONG_LIVED, y->n_cat, err);
     if (rc == 0) rc = take_nodes_quickly(c, y, PGS__SHORT_LIVED, y->n_cat + y->n_meta, err);
     if (rc || y->record.n_pages) return rc;
@@ -315,7 +372,7 @@ static int take_pages(struct pgs__commit *c, struct layout *y, struct pgs_error 
     rc = 0;
     if (y->record.n_pages != y->n_rec) {
         size_t n_runs;
-        int flags = PGS__ALLOC_CONTIGUOUS | (c->freeing ? PGS__ALLOC_EMERGENCY : 0);
+        int flags = PGS__ALLOC_CONTIGUOUS | emergency(c);
         rc = y->record.n_pages ? pgs__ledger_give(&c->l, y->record, true, err) : 0;
         if (rc == 0) rc = alloc_nodes(c, y->n_rec, flags, &y->record, 1, &n_runs, err);
     }
@@ -403,9 +460,10 @@ int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, st
     PGS_BUG_ON(!c->open);
     int rc = end_locked(c, log, err);
     if (rc == -PGS_EFULL)
-        set_scarce(c->s, true);
-    else if (rc == 0 && !c->freeing && c->after.reserve_n >= PGS__RESERVE_PAGES / 2)
-        set_scarce(c->s, false);
+        pgs__set_scarce(c->s, true);
+    else if (rc == 0 && !c->freeing && pgs__is_scarce(c->s) && c->after.reserve_n >= PGS__RESERVE_PAGES / 2 &&
+             pgs__fs_room(c->s->pf.fd) >= ROOM_AGAIN)
+        pgs__set_scarce(c->s, false);
     if (rc == 0) {
         c->open = false; /* the claims go last: they are not needed for others to go on */
         put_edit_away(c);

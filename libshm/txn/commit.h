@@ -26,6 +26,7 @@ struct pgs__commit {
     bool new_version, freeing; /* freeing: this commit only frees (delete, gc): may use the reserve */
     bool open;
     bool epoch;               /* something was expired or dropped: drop_epoch moves with the publish */
+    bool deep;                /* freeing: the ladder did not help; nearly all of the reserve may go */
     bool expire_all;          /* upkeep: all untagged history goes (full stores) */
     uint64_t budget;          /* upkeep: entries of work; 0: in proportion to what this commit changed itself */
     struct pgs__record after; /* the published record's header, once pgs__commit_end returned 0 */
@@ -52,10 +53,15 @@ int pgs__drain(struct pgs__session *s, const struct pgs__wait *w, bool expire_al
 /* A freeing commit that makes room: the ladder of DESIGN §4. level 0: finish drops and reclaim; 1: expire all history; 2: expired leases and dead slots. *freed: pages that became free. */
 int pgs__make_room(struct pgs__session *s, const struct pgs__wait *w, int level, uint64_t *freed,
                    struct pgs_error *err);
+/* The same for a transaction that holds chunks: its claim lends them (pgs__claim_lend). */
+int pgs__make_room_lent(struct pgs__session *s, const struct pgs__wait *w, struct pgs__claim *lender, int level,
+                        uint64_t *freed, struct pgs_error *err);
 /* After a commit: give free chunks back to the file system when more than max(64 MiB, a quarter of what lives) of them are resident. Bounded; no lock is held. */
 void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after);
 /* Punch at most max_chunks free whole chunks, highest first, going on where the last call stopped. Returns how many it looked at; 0: once around. */
 uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks);
+/* On a file system with little room: punch every free page, where others do not hold the chunk. */
+void pgs__punch_parts(struct pgs__session *s);
 /* -PGS_EFULL with the text that names who pins what. */
 int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, struct pgs_error *err);
 

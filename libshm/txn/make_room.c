@@ -4,40 +4,27 @@
  * Freeing takes several commits: one expires, one drops (after everybody could see the expiry), one reclaims (after the drop is durable, on disk). They run in a row here, as "freeing" commits, which may
  * write into the reserve: a store that is full to the last page can still free.
  *
- * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So free chunks are punched as well, which gives their blocks back, and
- * freeing commits take backed pages only (claim.c, back_or_reserve).
+ * How much such a commit does at once decides how many pages of its own it needs: expiring ten thousand versions rewrites half of the meta tree. So if it finds no room itself, it does less.
+ *
+ * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So backed ones are taken first (claim.c), free chunks are punched, which gives their blocks to
+ * whoever needs them, this store or others, and before a call fails all other free pages are punched, too: then what was scattered can be had in one piece.
  */
 #include "libshm/platform/lock.h"
 #include "libshm/txn/upkeep.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 #define ROUNDS_LEAST 3
 #define ROUNDS_MOST 64
 #define GAIN_WORTH_IT 8u
+#define BUDGET_FIRST 1024u /* entries of work, when everything at once did not fit */
+#define BUDGET_LEAST 2u
 #define PUNCH_BATCH 64u
 #define PUNCH_PER_COMMIT 16u
 #define PUNCH_SLACK (64ull << 20)
-
-int pgs__commit_upkeep(struct pgs__session *s, const struct pgs__wait *w, bool expire_all, struct pgs__record *after,
-                       struct pgs_error *err)
-{
-    struct pgs__commit c;
-    int rc = pgs__commit_begin(&c, s, w, err);
-    if (rc) return rc;
-    c.freeing = true;
-    c.expire_all = expire_all;
-    if (expire_all) (void)pgs__leases_clean(s, false);
-    c.budget = PGS__BUDGET_ALL;
-    rc = pgs__commit_start(&c, false, err);
-    if (rc) {
-        pgs__commit_abandon(&c);
-        return rc;
-    }
-    rc = pgs__commit_end(&c, NULL, err);
-    if (rc == 0 && after) *after = c.after;
-    return rc;
-}
+#define PARTS_ROOM (64ull << 20) /* bytes: with so much, the file system is not what is full */
+#define PARTS_WORTH_IT 8u
 
 static int head_record(struct pgs__session *s, struct pgs__record *out, struct pgs_error *err)
 {
@@ -49,34 +36,124 @@ static int head_record(struct pgs__session *s, struct pgs__record *out, struct p
     return 0;
 }
 
-/* Upkeep commits until they gain nothing. On disk limbo waits for the superblock, so each round ends with a barrier. */
+/* --- upkeep commits -------------------------------------------------------------------------------------------------------------------- */
+
+struct tidy {
+    struct pgs__session *s;
+    const struct pgs__wait *w;
+    struct pgs__claim *lender; /* of the transaction that waits for room; may be NULL */
+    bool expire_all;
+    uint64_t budget; /* stays what it came down to */
+};
+
+static int tidy_step(struct tidy *t, struct pgs__record *after, struct pgs_error *err)
+{
+    struct pgs__commit c;
+    int rc = pgs__commit_begin(&c, t->s, t->w, err);
+    if (rc) return rc;
+    if (t->lender) pgs__claim_lend(&c.claim, t->lender);
+    c.freeing = true;
+    c.expire_all = t->expire_all;
+    if (t->expire_all) (void)pgs__leases_clean(t->s, false);
+    c.budget = t->budget;
+    rc = pgs__commit_start(&c, false, err);
+    if (rc) {
+        pgs__commit_abandon(&c);
+        return rc;
+    }
+    rc = pgs__commit_end(&c, NULL, err);
+    if (rc == 0 && after) *after = c.after;
+    return rc;
+}
+
+/* One commit, as large as there is room for. */
+static int tidy_as_fits(struct tidy *t, struct pgs__record *after, struct pgs_error *err)
+{
+    for (;;) {
+        struct pgs_error local = {0};
+        int rc = tidy_step(t, after, &local);
+        if (rc == -PGS_EFULL && t->budget > BUDGET_LEAST) {
+            t->budget = t->budget == PGS__BUDGET_ALL ? BUDGET_FIRST : t->budget / 8;
+            continue;
+        }
+        if (rc && err && err->code == 0) *err = local;
+        return rc;
+    }
+}
+
+int pgs__commit_upkeep(struct pgs__session *s, const struct pgs__wait *w, bool expire_all, struct pgs__record *after,
+                       struct pgs_error *err)
+{
+    struct tidy t = {.s = s, .w = w, .expire_all = expire_all, .budget = PGS__BUDGET_ALL};
+    return tidy_as_fits(&t, after, err);
+}
+
+/* Until they gain nothing. On disk limbo waits for the superblock, so each round ends with a barrier. */
+static int drain(struct tidy *t, uint64_t *freed, struct pgs_error *err)
+{
+    struct pgs__record before, now;
+    int rc = head_record(t->s, &before, err), idle = 0;
+    uint64_t first = before.pages_free + before.reserve_n, last = first;
+    t->budget = PGS__BUDGET_ALL;
+    for (int round = 0; rc == 0 && round < ROUNDS_MOST; round++) {
+        rc = tidy_as_fits(t, &now, err);
+        if (rc == 0 && now.durability == PGS_DUR_ORDERED) rc = pgs__make_durable(t->s, t->w, err);
+        if (rc) break;
+        uint64_t have = now.pages_free + now.reserve_n;
+        idle = have <= last + GAIN_WORTH_IT ? idle + 1 : 0;
+        last = have;
+        if (round + 1 >= ROUNDS_LEAST && idle > 0) break;
+    }
+    if (freed) *freed = last > first ? last - first : 0;
+    return rc;
+}
+
 int pgs__drain(struct pgs__session *s, const struct pgs__wait *w, bool expire_all, uint64_t *freed,
                struct pgs_error *err)
 {
-    struct pgs__record before, now;
-    int rc = head_record(s, &before, err), idle = 0;
-    uint64_t last = before.pages_free;
-    for (int round = 0; rc == 0 && round < ROUNDS_MOST; round++) {
-        rc = pgs__commit_upkeep(s, w, expire_all, &now, err);
-        if (rc == 0 && now.durability == PGS_DUR_ORDERED) rc = pgs__make_durable(s, w, err);
-        if (rc) break;
-        idle = now.pages_free <= last + GAIN_WORTH_IT ? idle + 1 : 0;
-        last = now.pages_free;
-        if (round + 1 >= ROUNDS_LEAST && idle > 0) break;
+    struct tidy t = {.s = s, .w = w, .expire_all = expire_all};
+    return drain(&t, freed, err);
+}
+
+/* --- the ladder ------------------------------------------------------------------------------------------------------------------------ */
+static bool reserve_low(struct pgs__session *s)
+{
+    struct pgs__ledger l;
+    if (pgs__meta_begin(s, &l, NULL)) return false;
+    bool low = l.meta.hdr.reserve_n < pgs__reserve_least(&l);
+    pgs__meta_end(s, &l);
+    return low;
+}
+
+/* Before anybody else takes what became free, the reserve is filled up, which these commits lived on: else each put that succeeds after all would have eaten a part of it. */
+int pgs__make_room_lent(struct pgs__session *s, const struct pgs__wait *w, struct pgs__claim *lender, int level,
+                        uint64_t *freed, struct pgs_error *err)
+{
+    struct tidy t = {.s = s, .w = w, .lender = lender, .expire_all = level >= 1};
+    struct pgs_error local = {0};
+    uint64_t n = 0;
+    pgs__set_scarce(s, true);
+    if (level >= 2) (void)pgs__sweep(s, true);
+    int rc = drain(&t, &n, &local);
+    while (rc == 0 && pgs__punch(s, PUNCH_BATCH) > 0) {
     }
-    if (freed) *freed = last > before.pages_free ? last - before.pages_free : 0;
+    bool full = rc == -PGS_EFULL, low = reserve_low(s);
+    if (level >= 2 || full || low) pgs__punch_parts(s);
+    if (full) {
+        local = (struct pgs_error){0};
+        rc = drain(&t, &n, &local);
+    } else if (low && rc == 0) {
+        t.expire_all = false;
+        (void)tidy_as_fits(&t, NULL, NULL);
+    }
+    if (rc && err && err->code == 0) *err = local;
+    if (freed) *freed = n;
     return rc;
 }
 
 int pgs__make_room(struct pgs__session *s, const struct pgs__wait *w, int level, uint64_t *freed, struct pgs_error *err)
 {
-    uint64_t n = 0;
-    if (level >= 2) (void)pgs__sweep(s, true);
-    int rc = pgs__drain(s, w, level >= 1, &n, err);
-    while (rc == 0 && pgs__punch(s, PUNCH_BATCH) > 0) {
-    }
-    if (freed) *freed = n;
-    return rc;
+    return pgs__make_room_lent(s, w, NULL, level, freed, err);
 }
 
 /* --- punching ------------------------------------------------------------------------------------------------------------------------ */
@@ -126,18 +203,53 @@ uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks)
     return rc ? 0 : n;
 }
 
+static int punch_run(void *ctx, struct pgs_run run)
+{
+    struct pgs__session *s = ctx;
+    pgs__pagefile_punch_pages(&s->pf, run);
+    return 0;
+}
+
+/* What is free in one chunk. */
+static void punch_part(struct pgs__session *s, uint64_t chunk)
+{
+    struct pgs__ledger l;
+    if (!pgs__owner_claim(&s->ctl, chunk, s->tag)) return;
+    if (pgs__meta_begin(s, &l, NULL) == 0) { /* not older than the claim */
+        (void)pgs__space_runs_of(&l, chunk, punch_run, s, NULL);
+        pgs__meta_end(s, &l);
+    }
+    pgs__owner_release(&s->ctl, chunk, s->tag);
+}
+
+/* Every free page goes back to the file system, whose room then serves runs of any length; also those that were allocated and never written, and what a put that failed left beyond the
+ * high-water mark. */
+void pgs__punch_parts(struct pgs__session *s)
+{
+    struct pgs__record hdr;
+    if (head_record(s, &hdr, NULL)) return;
+    uint64_t used = hdr.hw_pages - pgs__min_u64(hdr.hw_pages, hdr.pages_free);
+    uint64_t n = atomic_load_explicit(&s->pf.n_pages, memory_order_relaxed) / PGS_CHUNK_PAGES;
+    if (pgs__fs_room(s->pf.fd) >= PARTS_ROOM) return; /* that is not what is missing */
+    if (pgs__pagefile_resident(&s->pf) >> PGS_PAGE_SHIFT <= used + PARTS_WORTH_IT) return;
+    for (uint64_t chunk = 0; chunk < n; chunk++)
+        if (pgs__claim_owner_words(s, chunk, NULL) == 0) punch_part(s, chunk);
+}
+
+/* Due when much more is resident than used, or when whole chunks became free while the file system is short of room: others need it, too. */
 void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after)
 {
     struct pgs__space *sp = pgs__space_of(s);
     if (!sp) return;
+    bool scarce = pgs__is_scarce(s);
     pgs__mutex_lock(&s->space_mx);
-    bool look = sp->freed_pages >= (PUNCH_SLACK >> PGS_PAGE_SHIFT);
+    bool look = sp->freed_pages >= (scarce ? PGS_CHUNK_PAGES : PUNCH_SLACK >> PGS_PAGE_SHIFT);
     pgs__mutex_unlock(&s->space_mx);
     if (!look) return;
     uint64_t used = (after->hw_pages - pgs__min_u64(after->hw_pages, after->pages_free)) << PGS_PAGE_SHIFT;
     uint64_t not_live = (after->pages_dead + after->pages_limbo) << PGS_PAGE_SHIFT;
     uint64_t live = used - pgs__min_u64(used, not_live), resident = pgs__pagefile_resident(&s->pf);
-    bool due = resident > used && resident - used > pgs__max_u64(PUNCH_SLACK, live / 4);
+    bool due = resident > used && resident - used > (scarce ? PGS_CHUNK_SIZE : pgs__max_u64(PUNCH_SLACK, live / 4));
     if (due && pgs__punch(s, PUNCH_PER_COMMIT) > 0) return; /* the next commit goes on */
     pgs__mutex_lock(&s->space_mx);
     sp->freed_pages = 0;
@@ -175,6 +287,25 @@ static int find_worst(void *ctx, const struct pgs_reader *r)
     return 0;
 }
 
+/* Bytes of free pages that are backed, and of holes that the file system can back. */
+static uint64_t can_back(struct pgs__session *s, const struct pgs__record *h)
+{
+    uint64_t room = pgs__fs_room(s->pf.fd), resident = pgs__pagefile_resident(&s->pf);
+    uint64_t used = (h->hw_pages - pgs__min_u64(h->hw_pages, h->pages_free)) << PGS_PAGE_SHIFT;
+    return room == UINT64_MAX ? room : room + (resident > used ? resident - used : 0);
+}
+
+static uint64_t quota_leaves(const struct pgs__record *h)
+{
+    uint64_t quota = h->quota_bytes >> PGS_PAGE_SHIFT, beyond = quota > h->hw_pages ? quota - h->hw_pages : 0;
+    return quota ? (h->pages_free + beyond) << PGS_PAGE_SHIFT : UINT64_MAX;
+}
+
+uint64_t pgs__room_left(struct pgs__session *s, const struct pgs__record *hdr)
+{
+    return pgs__min_u64(can_back(s, hdr), quota_leaves(hdr));
+}
+
 int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, struct pgs_error *err)
 {
     struct pgs__record hdr = {0};
@@ -184,8 +315,7 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, st
     if (!err) return -PGS_EFULL;
     (void)head_record(s, &hdr, NULL);
     (void)pgs__readers(s, find_worst, &w, NULL);
-    uint64_t limit_pages = hdr.quota_bytes >> PGS_PAGE_SHIFT;
-    uint64_t beyond = limit_pages > hdr.hw_pages ? limit_pages - hdr.hw_pages : 0;
+    uint64_t by_fs = can_back(s, &hdr), by_quota = quota_leaves(&hdr), can = pgs__min_u64(by_fs, by_quota);
     if (hdr.quota_bytes) snprintf(limit, sizeof limit, "of a quota of %s", human(hdr.quota_bytes, quota));
     if (w.n && w.first == w.last)
         snprintf(who, sizeof who, "; process %llu (%s) pins version %llu (%s)", (unsigned long long)w.pid, w.command,
@@ -194,15 +324,16 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, st
         snprintf(who, sizeof who, "; process %llu (%s) pins versions %llu\xe2\x80\x93%llu (%s)",
                  (unsigned long long)w.pid, w.command, (unsigned long long)w.first, (unsigned long long)w.last,
                  human(w.bytes, held));
-    if (os_errno) {
-        pgs__fail(err, PGS_EFULL,
-                  "the file system is full: the store needs %s there%s; free space on it, delete keys, close old "
-                  "snapshots, or lower history=",
-                  human(need_bytes, need), who);
-        err->os_errno = os_errno;
+    if (os_errno || by_fs < by_quota) {
+        pgs__fail(
+            err, PGS_EFULL,
+            "the file system is full: the store needs %s there, %s free%s; free space on it, delete keys, close old "
+            "snapshots, or lower history=",
+            human(need_bytes, need), human(can, have), who);
+        err->os_errno = os_errno ? os_errno : ENOSPC;
         return -PGS_EFULL;
     }
     return pgs__fail(err, PGS_EFULL,
                      "store full: needs %s, %s free %s%s; close old snapshots, raise size=, or lower history=",
-                     human(need_bytes, need), human((hdr.pages_free + beyond) << PGS_PAGE_SHIFT, have), limit, who);
+                     human(need_bytes, need), human(can, have), limit, who);
 }

@@ -32,6 +32,7 @@
 #define PGS__RECORD_MAGIC 0x6472306365725350ull
 #define PGS__RECORD_MAX_PAGES 4u
 #define PGS__RESERVE_PAGES 64u /* kept for the commit that frees */
+#define PGS__RESERVE_LAST 16u  /* of these, for commits that only tidy up */
 
 struct pgs__record {
     uint64_t magic;

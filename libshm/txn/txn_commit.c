@@ -181,21 +181,24 @@ static bool only_frees(const struct pgs_txn *t)
     return true;
 }
 
-/* Everything is decided: write it. The transaction's claim is entered into the ledger and stays ours, so that this can be done again; with `join` the commit may use what is left
- * of the claimed chunks for its own nodes, and a failure is final. */
-static int finish(struct pgs_txn *t, struct pgs__commit *c, const char *message, bool join, struct pgs_error *err)
+/* Everything is decided: write it. The transaction's claim is entered into the ledger and stays ours, so that this can be done again; after the last rung of the ladder it joins
+ * the commit's, and a failure is final. On a scarce store the commit may use what is left of its chunks for its own nodes: they are lent. */
+static int finish(struct pgs_txn *t, struct pgs__commit *c, const char *message, int rungs, struct pgs_error *err)
 {
     struct entry e = {0};
+    bool join = rungs > MAX_RUNG;
     pgs__savepoints_free_locked(t, 0); /* pages that only they hold go back before the claim is entered */
     pgs__txn_claim_shrink(t);
     int rc = pgs__commit_start(c, true, err);
     if (rc == 0) rc = pgs__txn_apply(t, c, err);
-    if (rc == 0 && !join)
+    if (rc == 0 && !join) {
         rc = pgs__claim_record(&t->claim, &c->l, err);
-    else if (rc == 0 && pgs__claim_join(&c->claim, &t->claim))
+        if (rc == 0 && pgs__is_scarce(t->s)) pgs__claim_lend(&c->claim, &t->claim);
+    } else if (rc == 0 && pgs__claim_join(&c->claim, &t->claim))
         rc = pgs__fail(err, PGS_ENOMEM, "no memory for a commit");
     if (rc == 0) rc = log_entry(t, c, message, &e, err);
     c->freeing = only_frees(t);
+    c->deep = rungs > 0;
     if (rc == 0) rc = pgs__commit_end(c, &e.info, err);
     pgs__commit_abandon(c);
     pgs__free(e.keys);
@@ -234,14 +237,14 @@ static int attempt(struct pgs_txn *t, struct attempt *a, const char *message, st
         return rc ? rc : 1;
     }
     bool last = a->rungs > MAX_RUNG;
-    rc = finish(t, &c, message, last, &local);
+    rc = finish(t, &c, message, a->rungs, &local);
     if (rc == 0) {
         a->version = c.after.version;
         return 0;
     }
     if (rc == -PGS_EFULL && !last) {
         uint64_t freed;
-        pgs__make_room(t->s, &t->wait, a->rungs++, &freed, NULL);
+        pgs__make_room_lent(t->s, &t->wait, &t->claim, a->rungs++, &freed, NULL);
         return 1;
     }
     if (rc == -PGS_EFULL) return pgs__fail_full(t->s, PGS_PAGE_SIZE, local.os_errno, err);

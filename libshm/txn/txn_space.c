@@ -48,7 +48,7 @@ int pgs__txn_with_room(struct pgs_txn *t, int (*fn)(void *ctx, struct pgs_error 
     for (int level = 0; rc == -PGS_EFULL && level <= 2; level++) {
         uint64_t freed = 0;
         pgs__txn_claim_shrink(t);
-        int made = pgs__make_room(t->s, &t->wait, level, &freed, NULL);
+        int made = pgs__make_room_lent(t->s, &t->wait, &t->claim, level, &freed, NULL);
         local = (struct pgs_error){0};
         if (made == -PGS_ELOCKED || made == -PGS_EINTR)
             rc = pgs__fail(&local, -made, "the store is full, and waiting to make room: %s", pgs_strerror(made));
@@ -112,13 +112,20 @@ int pgs__txn_checksums(struct pgs_txn *t, bool *on, struct pgs_error *err)
 }
 
 /* --- contents ------------------------------------------------------------------------------------------------------------------- */
-static int write_nodes(struct pgs_txn *t, const struct pgs_run *runs, size_t n, const uint8_t *images,
-                       struct pgs_error *err)
+struct nodes {
+    struct pgs_txn *t;
+    const struct pgs_run *runs;
+    size_t n;
+    const uint8_t *images;
+};
+static int write_nodes(void *ctx, struct pgs_error *err)
 {
+    struct nodes *w = ctx;
+    const uint8_t *image = w->images;
     int rc = 0;
-    for (size_t i = 0; i < n && rc == 0; i++) {
-        rc = pgs__pages_write(&t->s->pf, runs[i].page, images, runs[i].n_pages, err);
-        images += runs[i].n_pages << PGS_PAGE_SHIFT;
+    for (size_t i = 0; i < w->n && rc == 0; i++) {
+        rc = pgs__pages_write(&w->t->s->pf, w->runs[i].page, image, w->runs[i].n_pages, err);
+        image += w->runs[i].n_pages << PGS_PAGE_SHIFT;
     }
     return rc;
 }
@@ -142,7 +149,8 @@ int pgs__txn_finish_edit(struct pgs_txn *t, struct pgs__ledger *l, struct pgs__c
             for (uint64_t j = 0; j < runs[i].n_pages; j++) pages[k++].n = runs[i].page.n + j;
         rc = pgs__content_finish(e, birth, pages, images, out, err);
     }
-    if (rc == 0) rc = write_nodes(t, runs, n, images, err);
+    struct nodes w = {t, runs, n, images};
+    if (rc == 0) rc = l ? write_nodes(&w, err) : pgs__txn_with_room(t, write_nodes, &w, n_nodes << PGS_PAGE_SHIFT, err);
     pgs__free(runs);
     pgs__free(images);
     pgs__free(pages);
@@ -206,25 +214,40 @@ void pgs__txn_give_object(struct pgs_txn *t, const struct pgs__object *o, bool r
     if (o->dtype_ext.page) pgs__claim_give(&t->claim, (struct pgs_run){{o->dtype_ext.page}, o->dtype_ext_pages}, true);
 }
 
+struct place {
+    struct pgs_txn *t;
+    const uint8_t *bytes;
+    uint64_t n_pages;
+    struct pgs_run run;
+};
+static int place(void *ctx, struct pgs_error *err)
+{
+    struct place *p = ctx;
+    size_t n;
+    int rc = pgs__claim_alloc(&p->t->claim, NULL, true, p->n_pages, PGS__ALLOC_CONTIGUOUS, &p->run, 1, &n, err);
+    if (rc) return rc;
+    rc = pgs__pages_write(&p->t->s->pf, p->run.page, p->bytes, p->n_pages, err);
+    if (rc) pgs__claim_give(&p->t->claim, p->run, true);
+    return rc;
+}
+
 int pgs__txn_place_type(struct pgs_txn *t, struct pgs__object *o, struct pgs__own *own, struct pgs_error *err)
 {
     if (o->dtype_len <= PGS__DTYPE_INLINE_MAX) return 0;
     uint64_t n_pages = pgs__pages_of(o->dtype_len);
     size_t len = (size_t)n_pages << PGS_PAGE_SHIFT;
-    struct pgs_run run;
-    size_t n;
     uint8_t *bytes = pgs__calloc(1, len);
     if (!bytes) return pgs__fail(err, PGS_ENOMEM, "no memory for a dtype of %u bytes", o->dtype_len);
     memcpy(bytes, o->dtype, o->dtype_len);
-    int rc = pgs__claim_alloc(&t->claim, NULL, true, n_pages, PGS__ALLOC_CONTIGUOUS, &run, 1, &n, err);
+    struct place p = {.t = t, .bytes = bytes, .n_pages = n_pages};
+    int rc = pgs__txn_with_room(t, place, &p, len, err);
     if (rc == 0 && pgs__grow(&own->v, &own->cap, own->n + 1, sizeof *own->v)) {
-        pgs__claim_give(&t->claim, run, true);
+        pgs__claim_give(&t->claim, p.run, true);
         rc = pgs__fail(err, PGS_ENOMEM, "no memory for a list of runs");
     }
     if (rc == 0) {
-        own->v[own->n++] = (struct pgs__taken){.run = run, .is_node = true};
-        rc = pgs__pages_write(&t->s->pf, run.page, bytes, n_pages, err);
-        o->dtype_ext = (struct pgs_ptr){run.page.n, t->base->root.gen + 1, pgs__hash(bytes, len)};
+        own->v[own->n++] = (struct pgs__taken){.run = p.run, .is_node = true};
+        o->dtype_ext = (struct pgs_ptr){p.run.page.n, t->base->root.gen + 1, pgs__hash(bytes, len)};
         o->dtype_ext_pages = n_pages;
     }
     pgs__free(bytes);

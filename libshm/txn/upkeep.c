@@ -316,5 +316,6 @@ int pgs__gc(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error 
     }
     while (rc == 0 && pgs__punch(s, 64) > 0) {
     }
+    if (rc == 0 && pgs__is_scarce(s)) pgs__punch_parts(s);
     return rc;
 }

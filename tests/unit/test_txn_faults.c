@@ -64,7 +64,8 @@ static pgs_store *prepared(int checksums)
     return s;
 }
 
-static void fail_each(enum pgs__fail_kind kind, int os_errno, int step)
+/* Fails at `least` points at least: a missing block is made up for at most of them, by making room and trying again. */
+static void fail_each(enum pgs__fail_kind kind, int os_errno, int step, int least)
 {
     pgs_store *s = prepared(1);
     int failed = 0, rc = 0;
@@ -86,26 +87,27 @@ static void fail_each(enum pgs__fail_kind kind, int os_errno, int step)
         s = prepared(1);
     }
     CHECK_OK(rc);
-    CHECK(failed > (pgs__cap(PGS__CAP_MAP_WRITE) ? 3 : 0)); /* without mappings for writing less can fail */
+    if (!pgs__cap(PGS__CAP_MAP_WRITE)) least = 1; /* without mappings for writing less can fail */
+    if (failed < least) TEST_FAIL("only %d of the calls failed", failed);
     check_store(s);
     pgs_store_unref(s);
 }
 
 TEST(no_memory_at_any_point_is_a_clean_error)
 {
-    fail_each(PGS__FAIL_MEM, ENOMEM, 1);
+    fail_each(PGS__FAIL_MEM, ENOMEM, 1, 4);
 }
 TEST(no_space_at_any_point_is_a_clean_error)
 {
-    fail_each(PGS__FAIL_FILE, ENOSPC, 1);
+    fail_each(PGS__FAIL_FILE, ENOSPC, 1, 1);
 }
 TEST(an_io_error_at_any_point_is_a_clean_error)
 {
-    fail_each(PGS__FAIL_FILE, EIO, 1);
+    fail_each(PGS__FAIL_FILE, EIO, 1, 4);
 }
 TEST(no_mapping_at_any_point_is_a_clean_error)
 {
-    fail_each(PGS__FAIL_MAP, ENOMEM, 1);
+    fail_each(PGS__FAIL_MAP, ENOMEM, 1, 4);
 }
 
 int main(int argc, char **argv)
