@@ -11,6 +11,15 @@ from pathlib import Path
 
 import pagestone as ps
 import pytest
+from pagestone import _core
+
+
+@pytest.fixture
+def kernel_tells_dirty_pages() -> None:
+    """Without PAGEMAP_SCAN and /proc/self/pagemap a commit compares all pages: minutes for a terabyte, even of holes."""
+    known = _core.capabilities()
+    if not known["pagemap_scan"][0] and not known["pagemap"][0]:
+        pytest.skip("neither PAGEMAP_SCAN nor pagemap: a terabyte would be compared")
 
 
 @pytest.fixture

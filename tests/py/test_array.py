@@ -357,7 +357,7 @@ def test_private_views_are_writable_and_seen_by_nobody(store, x):
     assert snap["x"][0, 0, 1] == 1
 
 
-def test_create_is_lazy(store):
+def test_create_is_lazy(store, kernel_tells_dirty_pages):
     a = store.create("big", (10**12,), "u1")
     assert a.nbytes == 10**12 and type(a) is ps.Array
     assert a[0] == 0 and a[10**12 - 1] == 0
