@@ -1,6 +1,7 @@
 /* Pagestone | examples/counter — a C program's first store: put, edit, commit, read; again on conflict.
  * SPDX-License-Identifier: Apache-2.0
  *
+ *     make lib
  *     cc -I libshm/include examples/counter.c build/prod/libpagestone.a -pthread -o counter
  *     ./counter /dev/shm/demo.ps & ./counter /dev/shm/demo.ps & wait
  *

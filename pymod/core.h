@@ -63,6 +63,8 @@ extern struct core_state core;
 /* Raise for rc < 0; returns NULL. Keeps an exception that a signal handler raised. */
 PyObject *core_raise(int rc, const struct pgs_error *err);
 int core_raise_int(int rc, const struct pgs_error *err); /* returns -1 */
+/* The same after reading `key`: damage that the library could not put a name to gets this one. */
+PyObject *core_raise_for(int rc, struct pgs_error *err, PyObject *key);
 int core_errors_init(PyObject *module);
 int core_interrupted(void *ctx); /* for pgs_options.interrupted */
 

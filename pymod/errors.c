@@ -72,6 +72,19 @@ PyObject *core_raise(int rc, const struct pgs_error *err)
     return NULL;
 }
 
+PyObject *core_raise_for(int rc, struct pgs_error *err, PyObject *key)
+{
+    const char *name = rc == -PGS_ECORRUPT && !err->object[0] && PyUnicode_Check(key) ? PyUnicode_AsUTF8(key) : NULL;
+    if (name) {
+        char text[sizeof(err->text)];
+        snprintf(err->object, sizeof(err->object), "%s", name);
+        snprintf(text, sizeof(text), "'%.100s' is damaged: %.300s; run check(), then revert() it or restore a copy",
+                 name, err->text);
+        memcpy(err->text, text, sizeof(text));
+    }
+    return core_raise(rc, err);
+}
+
 int core_raise_int(int rc, const struct pgs_error *err)
 {
     core_raise(rc, err);

@@ -68,15 +68,15 @@ static PyObject *load(TxnObject *o, PyObject *key, const struct key *k)
     int rc;
     CORE_BLOCKING(rc = pgs_txn_get(o->t, k->p, (size_t)k->len, &obj, &err));
     if (rc == -PGS_ENOENT) return key_error(key);
-    if (rc < 0) return core_raise(rc, &err);
+    if (rc < 0) return core_raise_for(rc, &err, key);
     pgs_view *v = NULL;
     if (obj.kind == PGS_KIND_ARRAY) {
         CORE_BLOCKING(rc = pgs_txn_edit(o->t, k->p, (size_t)k->len, &v, &err));
-        return rc < 0 ? core_raise(rc, &err) : writable_array(&obj.type, v, key);
+        return rc < 0 ? core_raise_for(rc, &err, key) : writable_array(&obj.type, v, key);
     }
     if (value_is_inline(&obj)) return value_decode((PyObject *)o->store, &obj, obj.inline_data, NULL, key);
     CORE_BLOCKING(rc = pgs_txn_view(o->t, k->p, (size_t)k->len, &v, &err));
-    if (rc < 0) return core_raise(rc, &err);
+    if (rc < 0) return core_raise_for(rc, &err, key);
     ViewObject *view = (ViewObject *)view_wrap(v, 0);
     PyObject *r = view ? value_decode((PyObject *)o->store, &obj, pgs_view_data(v), view, key) : NULL;
     Py_XDECREF(view);

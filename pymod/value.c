@@ -119,7 +119,7 @@ PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const str
         rc = pgs_view_open(sn, obj, 0, &v, &err);
     else
         CORE_BLOCKING(rc = pgs_view_open(sn, obj, 0, &v, &err));
-    if (rc < 0) return core_raise(rc, &err);
+    if (rc < 0) return core_raise_for(rc, &err, key);
     ViewObject *view = (ViewObject *)view_wrap(v, how == WANT_PRIVATE);
     if (!view) return NULL;
     PyObject *r = how == WANT_PRIVATE ? array_writable(&obj->type, view, key)

@@ -38,6 +38,7 @@ class ConflictError(Error):
 
     @property
     def winner(self) -> Any:
+        """The log entry of the commit that won, or None if it is gone or the store was closed."""
         if self._store is None or self._store.closed:
             return None
         commits = self._store._commits(before=self.version + 1, limit=1)

@@ -36,6 +36,7 @@ class Group(AtomicMapping):
 
     @property
     def name(self) -> str:
+        """The prefix, without its final slash."""
         return self._prefix[:-1]
 
     def _key(self, key: Any) -> Any:

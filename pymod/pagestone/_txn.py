@@ -80,7 +80,8 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     at the end and aborts on an exception. May be used by many threads of the process that began it.
 
     ``t[k]`` of an array is a *writable* ndarray, copy-on-write: nothing is copied until touched, all views of one
-    array alias, threads may write at once. Of other objects it is a fresh copy: assign it back, or use :meth:`edit`.
+    array alias, threads may write at once. Of other objects it is a fresh copy: assign it back, or use :meth:`edit`;
+    arrays inside it (a DataFrame's columns) are read-only views, so ``.copy()`` first.
     """
 
     _message: str | None

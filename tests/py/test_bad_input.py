@@ -556,3 +556,20 @@ def test_interrupted_by_errors_threads_still_agree(store):
     for th in threads:
         th.join()
     assert store.version == 1
+
+
+def test_damaged_bytes_name_their_object(tmp_path):
+    path = str(tmp_path / "s.ps")
+    with ps.open(path) as s:
+        s["big"] = b"0123456789" * 20_000
+        s["fine"] = 1
+    with open(f"{path}/pages", "r+b") as f:
+        at = f.read().index(b"0123456789" * 100)
+        f.seek(at + 5000)
+        f.write(b"!")
+    with ps.open(path) as s:
+        for read in (lambda: s["big"], lambda: s.begin()["big"]):
+            with pytest.raises(ps.CorruptError, match=r"'big' is damaged: .*check\(\)") as e:
+                read()
+            assert e.value.object == "big"
+        assert s["fine"] == 1 and not s.check().ok
