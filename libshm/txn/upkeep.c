@@ -243,6 +243,7 @@ int pgs__readers(struct pgs__session *s, int (*fn)(void *ctx, const struct pgs_r
     struct survey v = {.s = s};
     struct pgs__ledger l;
     uint64_t *bytes = NULL;
+    (void)pgs__sweep(s, true); /* the dead pin nothing, and a full store must not name them */
     int rc = pgs__meta_begin(s, &l, err);
     if (rc) return rc;
     rc = survey_fill(&v, &l, err);

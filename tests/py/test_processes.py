@@ -574,3 +574,23 @@ def test_close_gives_back_descriptors_and_mappings(tmp_path):
             for n in os.listdir("/proc/self/fd")
             if os.path.lexists(f"/proc/self/fd/{n}")
         )
+
+
+def test_a_killed_reader_is_no_reader(shm_path):
+    with ps.open(shm_path) as s:
+        s["x"] = np.zeros(50_000)
+        for _ in range(3):
+            r, w = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                held = s.snapshot()
+                os.write(w, b"1")
+                signal.pause()
+                os._exit(held.version)
+            os.read(r, 1)
+            assert [x.pid for x in s.readers()] == [pid]
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            assert s.readers() == []
+            os.close(r)
+            os.close(w)
