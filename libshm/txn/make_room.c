@@ -6,7 +6,7 @@
  *
  * How much such a commit does at once decides how many pages of its own it needs: expiring ten thousand versions rewrites half of the meta tree. So if it finds no room itself, it does less.
  *
- * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So backed ones are taken first (claim.c), free chunks are punched, which gives their blocks to
+ * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So backed ones are taken first (claim_alloc.c), free chunks are punched, which gives their blocks to
  * whoever needs them, this store or others, and before a call fails all other free pages are punched, too: then what was scattered can be had in one piece.
  */
 #include "libshm/platform/lock.h"

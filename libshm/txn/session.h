@@ -73,9 +73,9 @@ struct pgs__session {
     uint32_t meta_readers; /* entries of meta */
     struct pgs__root head_root;
     uint32_t head_index;
-    struct pgs__mutex space_mx; /* SPACE: hints and claims of this process (txn/claim.c) */
+    struct pgs__mutex space_mx; /* SPACE: hints and claims of this process (txn/claim_space.c) */
     uint64_t hint_node, hint_data;
-    struct pgs__space *space; /* txn/claim.c: what this process knows about free space. Ends by pgs__space_end */
+    struct pgs__space *space; /* txn/claim_space.c: what this process knows about free space. Ends by pgs__space_end */
     _Atomic uint64_t bytes_copied, bytes_shared;
     _Atomic uint64_t last_sweep_ns;
 };
