@@ -186,16 +186,25 @@ int pgs__array_map_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_erro
     return rc;
 }
 
+/* The transaction is locked, and knows that the key was read; or an error, and nothing is locked. */
+static int lock_to_read(struct pgs_txn *t, const void *key, size_t len, struct pgs__op **op, struct pgs_error *err)
+{
+    int rc = pgs__txn_lock(t, err);
+    if (rc) return rc;
+    rc = pgs__op_get(t, key, len, op, err);
+    if (rc)
+        pgs__txn_unlock(t);
+    else
+        pgs__op_note_read(t, *op);
+    return rc;
+}
+
 int pgs__txn_edit(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err)
 {
     struct pgs__op *op;
-    int rc = pgs__txn_lock(t, err);
+    int rc = lock_to_read(t, key, len, &op, err);
     if (rc) return rc;
-    rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) {
-        pgs__op_note_read(t, op);
-        rc = pgs__array_open_locked(t, op, err);
-    }
+    rc = pgs__array_open_locked(t, op, err);
     if (rc == 0) rc = pgs__array_map_locked(t, op, err);
     if (rc == 0) *out = pgs_view_ref(op->now->a->view);
     pgs__txn_unlock(t);
@@ -237,13 +246,9 @@ static int view_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_view **
 int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err)
 {
     struct pgs__op *op;
-    int rc = pgs__txn_lock(t, err);
+    int rc = lock_to_read(t, key, len, &op, err);
     if (rc) return rc;
-    rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) {
-        pgs__op_note_read(t, op);
-        rc = view_locked(t, op, out, err);
-    }
+    rc = view_locked(t, op, out, err);
     pgs__txn_unlock(t);
     return rc;
 }

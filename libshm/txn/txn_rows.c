@@ -113,15 +113,24 @@ static int append_locked(struct pgs_txn *t, struct pgs__op *op, const void *valu
     return 0;
 }
 
+/* The transaction is locked and the key's array opened; or an error, and nothing is locked. */
+static int lock_array(struct pgs_txn *t, const void *key, size_t len, struct pgs__op **op, struct pgs_error *err)
+{
+    int rc = pgs__txn_lock(t, err);
+    if (rc) return rc;
+    rc = pgs__op_get(t, key, len, op, err);
+    if (rc == 0) rc = pgs__array_open_locked(t, *op, err);
+    if (rc) pgs__txn_unlock(t);
+    return rc;
+}
+
 int pgs__txn_append(struct pgs_txn *t, const void *key, size_t len, const void *values, uint64_t n_rows,
                     struct pgs_error *err)
 {
     struct pgs__op *op;
-    int rc = pgs__txn_lock(t, err);
+    int rc = lock_array(t, key, len, &op, err);
     if (rc) return rc;
-    rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) rc = pgs__array_open_locked(t, op, err);
-    if (rc == 0) rc = append_locked(t, op, values, n_rows, err);
+    rc = append_locked(t, op, values, n_rows, err);
     pgs__txn_unlock(t);
     return rc;
 }
@@ -158,11 +167,9 @@ int pgs__txn_resize(struct pgs_txn *t, const void *key, size_t len, const int64_
                     struct pgs_error *err)
 {
     struct pgs__op *op;
-    int rc = pgs__txn_lock(t, err);
+    int rc = lock_array(t, key, len, &op, err);
     if (rc) return rc;
-    rc = pgs__op_get(t, key, len, &op, err);
-    if (rc == 0) rc = pgs__array_open_locked(t, op, err);
-    if (rc == 0) rc = resize_locked(t, op, shape, ndim, err);
+    rc = resize_locked(t, op, shape, ndim, err);
     pgs__txn_unlock(t);
     return rc;
 }
