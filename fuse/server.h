@@ -57,6 +57,9 @@ struct worker_program {
 void server_opened(struct server *s);
 void server_closed(struct server *s);
 
+/* Of the request that this thread is answering: it was read by a worker that died before it had answered, which may have done what it asks. */
+bool server_resent(void);
+
 /* Mount, then supervise until unmounted. Returns the exit status. */
 int server_main(const struct worker_program *program, const struct server_options *opt);
 
