@@ -6,7 +6,7 @@
  * out in one go when their number is known.
  *
  *   I1  A node is verified (bounds, hash, then structure) before it is parsed; nothing read from the file is trusted or asserted.
- *   I2  Committed nodes are never changed; an edit's nodes have no page number until pgs__edit_write.
+ *   I2  Committed nodes are never changed; an edit's nodes have no page number until pgs__edit_finish.
  *   I3  Depth ≤ PGS__TREE_MAX_DEPTH, every loop is bounded by a node's size or the depth, no recursion over file data.
  *   I4  Every node except the root and those at the right edge (which appends leave behind) is at least a quarter full; inner nodes at least
  *       900 bytes (docs/design/tree.md, "Split and merge").
@@ -86,7 +86,7 @@ int pgs__edit_put(struct pgs__edit *e, const void *key, size_t key_len, const vo
                   struct pgs_error *err);
 int pgs__edit_del(struct pgs__edit *e, const void *key, size_t key_len, struct pgs_error *err); /* -PGS_ENOENT */
 bool pgs__edit_is_clean(const struct pgs__edit *e);    /* nothing was changed */
-uint64_t pgs__edit_n_dirty(const struct pgs__edit *e); /* node pages that pgs__edit_write will need; exact */
+uint64_t pgs__edit_n_dirty(const struct pgs__edit *e); /* node pages that pgs__edit_finish will need; exact */
 /* Give every dirty node a page from `pages` (exactly n_dirty of them, in the order used), stamp `birth`, hash bottom-up, fill images: buf has n_dirty pages, image i
  * goes to pages[i]. The caller writes them (contiguous runs in one call). Afterwards the edit is spent. */
 int pgs__edit_finish(struct pgs__edit *e, pgs_gen_t birth, const struct pgs_pgno *pages, void *buf,
