@@ -24,6 +24,7 @@
 #define PGS__PAGES_NAME "pages"     /* of the page file in the store's directory */
 
 struct pgs__segments; /* window.c */
+struct pgs__cold_ops; /* extents/cold.h */
 
 struct pgs__pagefile {
     _Atomic int fd; /* changes only when pgs__pagefile_check_fd had to reopen the file */
@@ -39,6 +40,8 @@ struct pgs__pagefile {
     _Atomic(struct pgs__segments *) segments; /* for pages beyond the window; made at first need; window.c */
     _Atomic uint64_t n_pages;                 /* file size in whole pages as last seen; grows only */
     _Atomic uint64_t *verified; /* pgs__page_verified: mix(page, birth, xxh), direct-mapped, relaxed; window.c */
+    const struct pgs__cold_ops *cold; /* how compressed pages are reached; set by the owner, NULL: not at all */
+    void *cold_ctx;
     uint32_t super_bad;         /* bit i: copy i was damaged at the last pgs__super_read that used the other one */
 };
 

@@ -14,6 +14,8 @@
  *                             7 node hash not verified                     8 control word stored before the superblock
  *                             9 dead slot's chunks not taken back         10 conflict check skipped
  *                            11 element widening skipped at merge         12 private remap skipped at publish
+ *                            13 a compressed block freed with the first of its pages
+ *                            14 a compressed block never counts fewer pages
  * pgs__inject_fail(kind, n, errno_value, for_good)
  *                           the nth call (1 = next) of that kind fails with errno_value; for_good: all later ones too.
  *                           Also PAGESTONE_FAIL="kind:n:errno[:forever]" at the first use. kinds: "file", "mem", "map".

@@ -106,6 +106,8 @@ int pgs__lentry(struct pgs__ledger *l, const struct pgs__meta_cursor *c, struct 
             .a = k[0], .b = letter == 'd' ? k[1] : 0, .page = k[ints - 1], .n = v >> 1, .node = v & 1};
     }
     uint64_t hw = l->meta.hdr.hw_pages;
+    bool cold = pgs__is_cold(e->page) && letter != 'm' && !e->node;
+    if (cold) hw = PGS__COLD_END;
     if (e->n == 0 || e->n > hw || e->page > hw - e->n)
         return pgs__fail_corrupt(err, "the ledger", "pages %llu + %llu under '%c' are beyond the file",
                                  (unsigned long long)e->page, (unsigned long long)e->n, letter);

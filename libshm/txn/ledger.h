@@ -21,6 +21,7 @@
 #ifndef PGS_TXN_LEDGER_H
 #define PGS_TXN_LEDGER_H
 
+#include "libshm/extents/cold.h"
 #include "libshm/txn/meta.h"
 
 struct pgs__ledger {
@@ -127,6 +128,26 @@ int pgs__ledger_finish(struct pgs__ledger *l, const struct pgs_pgno *node_pages,
 /* Does the head refer to any page of the run more than once? */
 int pgs__ledger_is_shared(struct pgs__ledger *l, struct pgs_run run, bool *shared, struct pgs_error *err);
 
+/* --- compressed blocks (ledger_cold.c) ------------------------------------------------------------------------------- */
+/* kill and share take runs of the image (extents/cold.h) like any other data. What follows is the table behind it. */
+struct pgs__cold_total { /* value of 'Z' */
+    uint64_t next;       /* slot */
+    uint64_t n_pages;    /* of the page file, that blocks occupy */
+    uint64_t n_blocks;
+    uint64_t tag; /* of the boot that added the newest one */
+};
+/* -PGS_ENOENT (no text): absent. */
+int pgs__ledger_cold_get(struct pgs__ledger *l, uint64_t slot, struct pgs__cold_block *out, struct pgs_error *err);
+/* Ascending. b is NULL for an entry that is damaged, which `damage` words. */
+int pgs__ledger_cold_walk(struct pgs__ledger *l,
+                          int (*fn)(void *ctx, uint64_t slot, const struct pgs__cold_block *b,
+                                    struct pgs_error *damage),
+                          void *ctx, struct pgs_error *err);
+int pgs__ledger_cold_total(struct pgs__ledger *l, struct pgs__cold_total *out, struct pgs_error *err);
+/* A block whose pages were taken and written, for b->live pages of one map that this commit makes. Consecutive calls give consecutive slots. tag: of this boot; a new one skips numbers. */
+int pgs__ledger_cold_add(struct pgs__ledger *l, uint64_t tag, const struct pgs__cold_block *b, uint64_t *slot,
+                         struct pgs_error *err);
+
 /* --- the ledger's own verifier --------------------------------------------------------------------------------------- */
 enum pgs__page_state {
     PGS__PAGE_FREE = 1,
@@ -134,10 +155,11 @@ enum pgs__page_state {
     PGS__PAGE_LIMBO,
     PGS__PAGE_RESERVE,
     PGS__PAGE_SUPER,
-    PGS__PAGE_SHARED
+    PGS__PAGE_SHARED,
+    PGS__PAGE_BLOCK /* compressed bytes: live, but known to the ledger */
 };
 /* Walk all key spaces: runs inside hw and disjoint, counters, 'v', 'x', 't' and 'c' agree, buckets hang at entries of the chain and hold something, chunk borders and letters (I7), shared runs are
- * not free. -PGS_ECORRUPT with what is wrong. `fn` (may be NULL) sees every run that is not live nor meta, ascending; its nonzero return ends the walk and is returned.
+ * not free, compressed blocks. -PGS_ECORRUPT with what is wrong. `fn` (may be NULL) sees every run that is not live nor meta, and the blocks, ascending; dead runs of the image come last; its nonzero return ends the walk and is returned.
  * `shared` (may be NULL) sees the runs with a reference count. */
 int pgs__ledger_check(struct pgs__ledger *l, int (*fn)(void *ctx, struct pgs_run run, enum pgs__page_state state),
                       int (*shared)(void *ctx, struct pgs_run run, uint64_t count), void *ctx, struct pgs_error *err);

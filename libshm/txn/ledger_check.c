@@ -23,6 +23,10 @@ struct stretch {
     enum pgs__page_state state;
     char letter;
 };
+struct block { /* compressed */
+    uint64_t slot;
+    uint32_t n_pages, live, dead; /* dead: pages of it in deadlists */
+};
 struct check {
     struct pgs__ledger *l;
     struct pgs_error *err;
@@ -32,6 +36,9 @@ struct check {
     size_t n_hangs, cap_hangs;
     struct stretch *runs;
     size_t n_runs, cap_runs;
+    struct block *blocks;
+    size_t n_blocks, cap_blocks;
+    uint64_t block_pages;
     uint64_t n_expired, x_pages, n_kept, n_tagged, head_tags, free, dead, limbo;
     pgs_gen_t last_bucket;
 };
@@ -217,7 +224,7 @@ static int see_dead(struct check *k, const struct pgs__meta_cursor *c)
         rc = check_bucket(k, e.a);
         if (rc) return rc;
     }
-    k->dead += e.n;
+    k->dead += pgs__lraw(&e);
     return add_run(k, e.page, e.n, PGS__PAGE_DEAD, 'd', 0);
 }
 
@@ -229,6 +236,58 @@ static int see_limbo(struct check *k, const struct pgs__meta_cursor *c)
     if (e.a > k->l->meta.hdr.gen) return BAD(k, "limbo of generation %llu", LLU(e.a));
     k->limbo += e.n;
     return add_run(k, e.page, e.n, PGS__PAGE_LIMBO, 'm', 0);
+}
+
+/* --- compressed blocks ------------------------------------------------------------------------------------------------------- */
+static int see_block(void *ctx, uint64_t slot, const struct pgs__cold_block *b, struct pgs_error *damage)
+{
+    struct check *k = ctx;
+    if (!b) return BAD(k, "%s", damage->text);
+    if (b->birth > k->l->meta.hdr.gen)
+        return BAD(k, "compressed block %llu is of generation %llu, which is not yet", LLU(slot), LLU(b->birth));
+    if (pgs__grow(&k->blocks, &k->cap_blocks, k->n_blocks + 1, sizeof *k->blocks))
+        return pgs__fail(k->err, PGS_ENOMEM, "out of memory for the check");
+    k->blocks[k->n_blocks++] = (struct block){.slot = slot, .n_pages = b->n_bytes / PGS_PAGE_SIZE, .live = b->live};
+    k->block_pages += pgs__pages_of(b->z_bytes);
+    return add_run(k, b->page, pgs__pages_of(b->z_bytes), PGS__PAGE_BLOCK, 'z', 0);
+}
+
+static int by_slot(const void *a, const void *b)
+{
+    const struct block *x = a, *y = b;
+    return (x->slot > y->slot) - (x->slot < y->slot);
+}
+
+/* Pages of the image that are dead or shared belong to a block, and are no more than it counts. */
+static int check_image(struct check *k, const struct stretch *r)
+{
+    for (uint64_t at = r->lo, end; at < r->hi; at = end) {
+        struct block want = {.slot = pgs__cold_slot(at)}, *b;
+        end = pgs__min_u64(r->hi, pgs__cold_page_of(want.slot + 1));
+        b = k->n_blocks ? bsearch(&want, k->blocks, k->n_blocks, sizeof want, by_slot) : NULL;
+        if (!b || end - pgs__cold_page_of(want.slot) > b->n_pages)
+            return BAD(k, "page %llu of compressed block %llu is under '%c', but the block is not there",
+                       LLU(at - pgs__cold_page_of(want.slot)), LLU(want.slot), r->letter);
+        if (r->state == PGS__PAGE_DEAD) b->dead += (uint32_t)(end - at);
+        if (b->dead > b->live)
+            return BAD(k, "compressed block %llu counts %u pages, and %u of them are dead", LLU(b->slot), b->live,
+                       b->dead);
+    }
+    return 0;
+}
+
+static int check_blocks(struct check *k)
+{
+    struct pgs__cold_total t;
+    int rc = pgs__ledger_cold_total(k->l, &t, k->err);
+    if (rc) return rc;
+    if (t.n_blocks != k->n_blocks || t.n_pages != k->block_pages ||
+        (k->n_blocks && k->blocks[k->n_blocks - 1].slot >= t.next))
+        return BAD(k, "it counts %llu compressed blocks of %llu pages below %llu, but has %zu of %llu", LLU(t.n_blocks),
+                   LLU(t.n_pages), LLU(t.next), k->n_blocks, LLU(k->block_pages));
+    for (size_t i = 0; i < k->n_runs && !rc; i++)
+        if (pgs__is_cold(k->runs[i].lo)) rc = check_image(k, &k->runs[i]);
+    return rc;
 }
 
 static int see_shared(struct check *k, const struct pgs__meta_cursor *c)
@@ -296,6 +355,8 @@ static int check_runs(struct check *k)
     if (!rc) rc = each(k, 'm', see_limbo);
     if (!rc) rc = each(k, 'r', see_shared);
     for (const char *p = "WND"; *p && !rc; p++) rc = each(k, *p, see_free);
+    if (!rc) rc = pgs__ledger_cold_walk(k->l, see_block, k, k->err);
+    if (!rc) rc = check_blocks(k);
     if (rc) return rc;
     qsort(k->runs, k->n_runs, sizeof *k->runs, by_page);
     rc = check_neighbours(k);
@@ -322,5 +383,6 @@ int pgs__ledger_check(struct pgs__ledger *l, int (*fn)(void *ctx, struct pgs_run
     pgs__free(k.links);
     pgs__free(k.hangs);
     pgs__free(k.runs);
+    pgs__free(k.blocks);
     return rc;
 }

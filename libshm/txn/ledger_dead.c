@@ -3,7 +3,7 @@
  *
  * A run that dies in generation g + 1 goes to bucket g, under its birth: ('d', g, birth, page). Whoever holds the bucket is the newest needed generation before the
  * death, so the run is needed for certain as long as birth ≤ holder, and by nobody else newer. From the deadlists runs go to limbo (ledger_expire.c), from limbo to free space,
- * here, when no power loss and no reader of meta data can lead back to a generation that counts them as used.
+ * here, when no power loss and no reader of meta data can lead back to a generation that counts them as used. Runs of the image (ledger_cold.c) die the same way and are counted nowhere.
  */
 #include "libshm/platform/inject.h"
 #include "libshm/txn/ledger_impl.h"
@@ -56,7 +56,7 @@ static int run_insert(struct pgs__ledger *l, const uint8_t *prefix, size_t prefi
 int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err)
 {
     uint8_t prefix[KEY_MAX];
-    l->meta.hdr.pages_dead += e->n;
+    l->meta.hdr.pages_dead += pgs__lraw(e);
     return run_insert(l, prefix, pgs__meta_key2(prefix, 'd', e->a, e->b), *e, "a deadlist", err);
 }
 
@@ -89,7 +89,7 @@ static int held_in_bucket(struct pgs__ledger *l, pgs_gen_t bucket, pgs_gen_t flo
         rc = pgs__lentry(l, &c, &e, err);
         if (rc) return rc;
         if (e.a != bucket) return 0;
-        *pages += e.n;
+        *pages += pgs__lraw(&e);
         ++*visited;
     }
     return rc == -PGS_ENOENT ? 0 : rc;

@@ -122,6 +122,7 @@ struct drop {
     pgs_gen_t gen, prev; /* the entry, and the chain entry before it (0: none) */
     uint64_t x_pages;    /* of its 'x' */
     uint64_t budget;
+    bool cut; /* a run of the image was not done to its end: the budget is used up */
 };
 #define MOVE_BATCH 32
 
@@ -144,10 +145,23 @@ static int collect(struct pgs__ledger *l, const struct drop *d, pgs_gen_t bucket
     return *last ? 0 : rc;
 }
 
+/* A dead run of the image: its slots count fewer pages. One run may be of very many slots, so what the budget does not allow goes back. */
+static int cold_to_limbo(struct pgs__ledger *l, struct drop *d, const struct pgs__entry *e, struct pgs_error *err)
+{
+    uint8_t key[KEY_MAX];
+    uint64_t n_done;
+    int rc = pgs__lcold_release(l, e->page, e->n, &d->budget, &n_done, err);
+    if (rc || n_done == e->n) return rc;
+    d->cut = true;
+    size_t len = pgs__meta_key3(key, 'd', e->a, e->b, e->page + n_done);
+    return pgs__lput_u64(l, key, len, (e->n - n_done) << 1, false, err);
+}
+
 static int to_limbo(struct pgs__ledger *l, struct drop *d, const struct pgs__entry *e, struct pgs_error *err)
 {
     uint8_t key[KEY_MAX];
     int rc = pgs__ldel(l, key, pgs__meta_key3(key, 'd', e->a, e->b, e->page), err);
+    if (pgs__is_cold(e->page)) return rc ? rc : cold_to_limbo(l, d, e, err);
     if (!rc) rc = pgs__lcounter_sub(&l->meta.hdr.pages_dead, e->n, "dead pages", err);
     if (!rc) rc = pgs__llimbo_add(l, e->page, e->n, e->node, err);
     d->x_pages -= pgs__min_u64(d->x_pages, e->n);
@@ -183,8 +197,13 @@ static int drop_bucket(struct pgs__ledger *l, struct drop *d, pgs_gen_t bucket, 
         *done = d->budget > 0;
         if (!*done) return 0;
         rc = collect(l, d, bucket, batch, &n, &last, err);
-        for (size_t i = 0; i < n && !rc; i++) rc = to_limbo(l, d, &batch[i], err);
+        for (size_t i = 0; i < n && !rc; i++) {
+            *done = d->budget > 0; /* a run of the image may have used up what was meant for those behind it */
+            if (!*done) return 0;
+            rc = to_limbo(l, d, &batch[i], err);
+        }
         if (rc) return rc;
+        last = last && !d->cut;
     } while (!last);
     d->budget -= d->budget > 0;
     rc = bucket_empty(l, d, bucket, &empty, err);

@@ -59,6 +59,16 @@ int pgs__lhung(struct pgs__ledger *l, pgs_gen_t holder, pgs_gen_t bucket, pgs_ge
 /* 'd' -> nothing or 'm' */
 int pgs__ldead_add(struct pgs__ledger *l, const struct pgs__entry *e, struct pgs_error *err);
 int pgs__llimbo_add(struct pgs__ledger *l, uint64_t page, uint64_t n, bool node, struct pgs_error *err);
+/* ledger_cold.c: pages [page, page + n) of the image leave the deadlists for good, *n_done of them when the budget (1 for each slot) ends. */
+int pgs__lcold_release(struct pgs__ledger *l, uint64_t page, uint64_t n, uint64_t *budget, uint64_t *n_done,
+                       struct pgs_error *err);
+/* All slots of [lo, hi) are in the table; else -PGS_EBUG. */
+int pgs__lcold_present(struct pgs__ledger *l, uint64_t lo, uint64_t hi, struct pgs_error *err);
+/* Pages of the file: what counters count. */
+static inline uint64_t pgs__lraw(const struct pgs__entry *e)
+{
+    return pgs__is_cold(e->page) ? 0 : e->n;
+}
 /* ledger_log.c */
 int pgs__llog_drop(struct pgs__ledger *l, uint64_t version, struct pgs_error *err);
 /* space_find.c: the free run at a cursor under 'N' or 'D', in pages */

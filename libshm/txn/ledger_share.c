@@ -108,14 +108,14 @@ static int die(struct pgs__ledger *l, uint64_t page, uint64_t n, void *ctx, stru
 {
     const struct death *d = ctx;
     struct pgs__entry e = {.a = l->head.gen, .b = d->birth, .page = page, .n = n, .node = d->node};
-    if (!l->new_version && d->birth > l->x_floor) l->x_pages += n;
+    if (!l->new_version && d->birth > l->x_floor) l->x_pages += pgs__lraw(&e);
     return pgs__ldead_add(l, &e, err);
 }
 
 static int check_run(struct pgs__ledger *l, struct pgs_run run, pgs_gen_t birth, pgs_gen_t newest, const char *what,
                      struct pgs_error *err)
 {
-    uint64_t hw = l->meta.hdr.hw_pages;
+    uint64_t hw = pgs__is_cold(run.page.n) ? PGS__COLD_END : l->meta.hdr.hw_pages;
     if (!l->gen || run.n_pages == 0 || run.n_pages > hw || run.page.n > hw - run.n_pages || birth == 0 ||
         birth > newest)
         return pgs__fail(err, PGS_EBUG, "%s of pages %llu + %llu, born %llu, after generation %llu", what,
@@ -175,8 +175,9 @@ static int revive(struct pgs__ledger *l, const struct pgs__entry *e, uint64_t lo
     int rc = lo > e->page ? pgs__lput_u64(l, key, len, (lo - e->page) << 1, false, err) : pgs__ldel(l, key, len, err);
     if (!rc && hi < end)
         rc = pgs__lput_u64(l, key, pgs__meta_key3(key, 'd', e->a, e->b, hi), (end - hi) << 1, true, err);
-    if (!rc && !l->new_version && e->a == l->head.gen && e->b > l->x_floor) l->x_pages -= hi - lo;
-    return rc ? rc : pgs__lcounter_sub(&l->meta.hdr.pages_dead, hi - lo, "dead pages", err);
+    if (rc || pgs__is_cold(lo)) return rc; /* C1: from a deadlist to the head, `live` stays */
+    if (!l->new_version && e->a == l->head.gen && e->b > l->x_floor) l->x_pages -= hi - lo;
+    return pgs__lcounter_sub(&l->meta.hdr.pages_dead, hi - lo, "dead pages", err);
 }
 
 /* Revive what overlaps [part.lo, part.hi) in one bucket. *changed: the list of parts is another one now. */
@@ -268,7 +269,8 @@ int pgs__ledger_share(struct pgs__ledger *l, struct pgs_run run, pgs_gen_t birth
     p.at[p.n++] = (struct part){run.page.n, run.page.n + run.n_pages};
     rc = revive_all(l, &p, birth, src_gen, err);
     for (size_t i = 0; i < p.n && !rc; i++) { /* the head holds these already */
-        rc = check_not_limbo(l, p.at[i].lo, p.at[i].hi, err);
+        rc = pgs__is_cold(p.at[i].lo) ? pgs__lcold_present(l, p.at[i].lo, p.at[i].hi, err)
+                                      : check_not_limbo(l, p.at[i].lo, p.at[i].hi, err);
         if (!rc) rc = ref_change(l, p.at[i].lo, p.at[i].hi, 1, share_gap, NULL, err);
         if (!rc) rc = ref_join(l, p.at[i].lo, p.at[i].hi, err);
     }

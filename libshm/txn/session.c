@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "libshm/platform/mem.h"
+#include "libshm/txn/cold_table.h"
 #include "libshm/txn/forking.h"
 #include "libshm/txn/session_impl.h"
 
@@ -198,6 +199,7 @@ int pgs__session_make(struct pgs__pagefile *pf, struct pgs__ctl *ctl, uint64_t c
     atomic_init(&s->refs, 1);
     pgs__mutex_init(&s->pins_mx, PGS__RANK_PINS);
     pgs__mutex_init(&s->space_mx, PGS__RANK_SPACE);
+    pgs__cold_attach(s);
 
     pgs__mutex_lock(&pgs__registry_mx);
     if (!pgs__registry) mark_birth();
