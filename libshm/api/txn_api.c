@@ -84,6 +84,19 @@ int pgs_txn_get(pgs_txn *t, const void *key, size_t len, struct pgs_object *out,
     return rc ? rc : pgs__txn_get(t, key, len, out, err);
 }
 
+int pgs_txn_peek(pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err)
+{
+    int rc = check_read(key, len, err);
+    return rc ? rc : pgs__txn_peek_key(t, key, len, out, err);
+}
+
+int pgs_txn_fetch(pgs_txn *t, const void *key, size_t len, struct pgs_object *out, pgs_view **view,
+                  struct pgs_error *err)
+{
+    int rc = check_read(key, len, err);
+    return rc ? rc : pgs__txn_fetch(t, key, len, out, view, err);
+}
+
 int pgs_txn_view(pgs_txn *t, const void *key, size_t len, pgs_view **out, struct pgs_error *err)
 {
     int rc = check_read(key, len, err);

@@ -233,6 +233,12 @@ PGS_PUBLIC int pgs_txn_landed(pgs_txn *t, const void *key, size_t len, int64_t *
 PGS_PUBLIC int pgs_txn_get(pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err);
 PGS_PUBLIC int pgs_txn_view(pgs_txn *t, const void *key, size_t len, pgs_view **out,
                             struct pgs_error *err); /* read only; pages written through pgs_txn_edit show for arrays */
+/* What a key has without reading it: the kind and type, for calls that ask for nothing more (append). Never recorded as a read; no inline_data. */
+PGS_PUBLIC int pgs_txn_peek(pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err);
+/* pgs_txn_get and, of the same moment whatever other threads put, the bytes: pgs_txn_edit's view of an array, pgs_txn_view's of anything else;
+ * *view is NULL where out->inline_data has them, of bytes and plain values. */
+PGS_PUBLIC int pgs_txn_fetch(pgs_txn *t, const void *key, size_t len, struct pgs_object *out, pgs_view **view,
+                             struct pgs_error *err);
 /* A writable view of an array: copy-on-write, the same memory for every call in this transaction. In "serializable" also records the read. */
 PGS_PUBLIC int pgs_txn_edit(pgs_txn *t, const void *key, size_t len, pgs_view **out, struct pgs_error *err);
 PGS_PUBLIC int pgs_iter_txn(pgs_txn *t, const void *prefix, size_t len, pgs_iter **out, struct pgs_error *err);

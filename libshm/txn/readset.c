@@ -65,10 +65,18 @@ bool pgs__op_writes(const struct pgs_txn *t, const struct pgs__op *op)
     return p->a && p->a->prep.effective;
 }
 
-/* The version in a record that may be damaged: it is decoded elsewhere. */
-static uint64_t version_of(struct pgs_span rec, uint64_t otherwise)
+struct check {
+    struct pgs_txn *t;
+    const struct pgs__root *newest;
+    struct pgs_error *err;
+};
+
+/* The version of a record, which may be damaged: it is decoded elsewhere. A key that lost its object, or was given one by a move, does not
+ * say when: the newest version then stands for all since the base. */
+static uint64_t version_of(const struct check *k, struct pgs_span rec)
 {
-    return rec.p && rec.len >= 24 ? pgs__get_u64((const uint8_t *)rec.p + 16) : otherwise;
+    uint64_t version = rec.p && rec.len >= 24 ? pgs__get_u64((const uint8_t *)rec.p + 16) : 0;
+    return version > k->t->base->root.version ? version : k->newest->version;
 }
 
 static bool changed(const struct pgs__op *op)
@@ -79,15 +87,9 @@ static bool changed(const struct pgs__op *op)
     return memcmp((const uint8_t *)op->base.p + 8, (const uint8_t *)op->theirs.p + 8, 16) != 0;
 }
 
-struct check {
-    struct pgs_txn *t;
-    const struct pgs__root *newest;
-    struct pgs_error *err;
-};
-
 static int whole(struct check *k, const struct pgs__op *op)
 {
-    return pgs__conflict_add(k->t, op->key, op->len, 0, 0, version_of(op->theirs, k->newest->version), k->err);
+    return pgs__conflict_add(k->t, op->key, op->len, 0, 0, version_of(k, op->theirs), k->err);
 }
 
 /* Both records, if they are arrays of one id and type; 1: they are not. */
@@ -166,7 +168,7 @@ static int on_name(void *ctx, struct pgs_span key, struct pgs_span a, struct pgs
         struct pgs_span p = k->t->prefixes[i];
         bool hidden = key.len && ((const uint8_t *)key.p)[0] == 0 && !(p.len && ((const uint8_t *)p.p)[0] == 0);
         if (!hidden && key.len >= p.len && memcmp(key.p, p.p, p.len) == 0)
-            return pgs__conflict_add(k->t, key.p, key.len, 0, 0, version_of(b, k->newest->version), k->err);
+            return pgs__conflict_add(k->t, key.p, key.len, 0, 0, version_of(k, b), k->err);
     }
     return 0;
 }

@@ -219,6 +219,9 @@ int pgs__txn_place_type(struct pgs_txn *t, struct pgs__object *o, struct pgs__ow
 
 /* --- reads (txn_read.c): each locks by itself ------------------------------------------------------------------------------------- */
 int pgs__txn_get(struct pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err);
+int pgs__txn_peek_key(struct pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_error *err);
+int pgs__txn_fetch(struct pgs_txn *t, const void *key, size_t len, struct pgs_object *out, struct pgs_view **view,
+                   struct pgs_error *err);
 int pgs__txn_depends(struct pgs_txn *t, const void *key, size_t len, uint64_t lo, uint64_t hi, struct pgs_error *err);
 
 /* --- writes: each locks by itself ---------------------------------------------------------------------------------------------- */
@@ -241,6 +244,7 @@ int pgs__txn_empty(struct pgs_txn *t, const void *key, size_t len, const struct 
                    struct pgs_view **out, struct pgs_error *err);
 int pgs__txn_edit(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err);
 int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err);
+int pgs__txn_view_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_view **out, struct pgs_error *err);
 int pgs__array_open_locked(struct pgs_txn *t, struct pgs__op *op,
                            struct pgs_error *err); /* op->now->a is there afterwards */
 int pgs__array_map_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_error *err); /* and its memory */

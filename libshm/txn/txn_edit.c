@@ -228,7 +228,7 @@ static int view_copy(struct pgs_txn *t, const struct pgs__object *o, struct pgs_
     return rc;
 }
 
-static int view_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_view **out, struct pgs_error *err)
+int pgs__txn_view_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_view **out, struct pgs_error *err)
 {
     struct pgs__object o;
     int rc = pgs__op_object(t, op, &o, err);
@@ -248,7 +248,7 @@ int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_vie
     struct pgs__op *op;
     int rc = lock_to_read(t, key, len, &op, err);
     if (rc) return rc;
-    rc = view_locked(t, op, out, err);
+    rc = pgs__txn_view_locked(t, op, out, err);
     pgs__txn_unlock(t);
     return rc;
 }

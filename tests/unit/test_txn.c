@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  */
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "libshm/platform/caps.h"
 #include "tests/unit/txn_testing.h"
@@ -789,6 +790,97 @@ TEST(depends_narrows_to_elements)
     commit(w);
     CHECK(commit_fails(t, "mine"));
     pgs_txn_unref(t);
+    pgs_store_unref(s);
+}
+
+TEST(a_conflict_names_a_version_after_the_base)
+{
+    pgs_store *s = open_memory();
+    uint64_t version;
+    pgs_txn *t = begin(s);
+    CHECK_OK(put_bytes(t, "a", "1"));
+    CHECK_EQ(commit(t), 1);
+    pgs_txn *late = begin(s);
+    t = begin(s);
+    CHECK_OK(pgs_txn_move(t, KEY("a"), KEY("b"), &err)); /* the object keeps its version, 1 */
+    CHECK_EQ(commit(t), 2);
+    CHECK_OK(put_bytes(late, "b", "2"));
+    CHECK_EQ(pgs_txn_commit(late, NULL, &version, &err), -PGS_ECONFLICT);
+    const struct pgs_conflict *list;
+    size_t n;
+    CHECK_OK(pgs_txn_conflicts(late, &list, &n, &version));
+    CHECK_EQ(n, 1);
+    CHECK_EQ(version, 2);
+    pgs_txn_unref(late);
+    check_store(s);
+    pgs_store_unref(s);
+}
+
+/* One puts objects of different kinds and sizes, two fetch: what they are told of an object has to fit its bytes. */
+struct fetching {
+    pgs_txn *t;
+    _Atomic int stop;
+};
+
+static void *fetch(void *arg)
+{
+    struct fetching *f = arg;
+    while (!atomic_load(&f->stop)) {
+        struct pgs_object o;
+        pgs_view *v;
+        struct pgs_error e = {0};
+        CHECK_EQ(pgs_txn_fetch(f->t, KEY("k"), &o, &v, &e), 0);
+        if (v) CHECK(pgs_view_size(v) >= o.n_bytes);
+        const uint8_t *p = v ? pgs_view_data(v) : o.inline_data;
+        for (uint64_t i = 0; i < o.n_bytes; i += 997) CHECK_EQ(p[i], o.kind == PGS_KIND_ARRAY ? 1 : 2);
+        pgs_view_unref(v);
+    }
+    return NULL;
+}
+
+TEST(what_is_fetched_fits_together_whatever_other_threads_put)
+{
+    pgs_store *s = open_memory();
+    static uint8_t ones[300000], twos[300000];
+    memset(ones, 1, sizeof ones);
+    memset(twos, 2, sizeof twos);
+    pthread_t th[2];
+    struct fetching f = {begin(s), 0};
+    CHECK_OK(put_array(f.t, "k", ones, 10, 1));
+    for (int i = 0; i < 2; i++) CHECK_EQ(pthread_create(&th[i], NULL, fetch, &f), 0);
+    for (int i = 0; i < 300; i++) {
+        int64_t n = i % 3 == 0 ? 100 : 300000;
+        struct pgs_part part = {twos, (size_t)n};
+        if (i & 1)
+            CHECK_OK(put_array(f.t, "k", ones, n, 1));
+        else
+            CHECK_OK(pgs_txn_put(f.t, KEY("k"), PGS_KIND_BYTES, NULL, &part, 1, &err));
+    }
+    atomic_store(&f.stop, 1);
+    for (int i = 0; i < 2; i++) pthread_join(th[i], NULL);
+    pgs_txn_unref(f.t);
+    pgs_store_unref(s);
+}
+
+TEST(peeking_is_no_read)
+{
+    pgs_store *s = open_memory();
+    struct pgs_object o;
+    uint64_t version;
+    pgs_txn *t = begin(s), *late;
+    CHECK_OK(put_bytes(t, "a", "1"));
+    commit(t);
+    for (int read = 0; read < 2; read++) {
+        CHECK_OK(pgs_begin(s, PGS_ISO_SERIALIZABLE, &late, &err));
+        CHECK_OK((read ? pgs_txn_get : pgs_txn_peek)(late, KEY("a"), &o, &err));
+        CHECK_EQ(o.kind, PGS_KIND_BYTES);
+        CHECK_OK(put_bytes(late, "b", "1"));
+        t = begin(s);
+        CHECK_OK(put_bytes(t, "a", "2"));
+        commit(t);
+        CHECK_EQ(pgs_txn_commit(late, NULL, &version, &err), read ? -PGS_ECONFLICT : 0);
+        pgs_txn_unref(late);
+    }
     pgs_store_unref(s);
 }
 
