@@ -61,25 +61,37 @@ static PyObject *writable_array(const struct pgs_type *type, pgs_view *v, PyObje
     return a;
 }
 
+/* What the base has stays where it is while its bytes are looked at, also if another thread ends the transaction meanwhile. */
+static pgs_snapshot *hold_base(TxnObject *o)
+{
+    pgs_snapshot *sn;
+    CORE_BLOCKING(sn = pgs_txn_base(o->t));
+    return sn;
+}
+
 static PyObject *load(TxnObject *o, PyObject *key, const struct key *k)
 {
     struct pgs_object obj;
     struct pgs_error err = {0};
-    int rc;
-    CORE_BLOCKING(rc = pgs_txn_get(o->t, k->p, (size_t)k->len, &obj, &err));
-    if (rc == -PGS_ENOENT) return key_error(key);
-    if (rc < 0) return core_raise_for(rc, &err, key);
     pgs_view *v = NULL;
-    if (obj.kind == PGS_KIND_ARRAY) {
-        CORE_BLOCKING(rc = pgs_txn_edit(o->t, k->p, (size_t)k->len, &v, &err));
-        return rc < 0 ? core_raise_for(rc, &err, key) : writable_array(&obj.type, v, key);
-    }
-    if (value_is_inline(&obj)) return value_decode((PyObject *)o->store, &obj, obj.inline_data, NULL, key);
-    CORE_BLOCKING(rc = pgs_txn_view(o->t, k->p, (size_t)k->len, &v, &err));
-    if (rc < 0) return core_raise_for(rc, &err, key);
-    ViewObject *view = (ViewObject *)view_wrap(v, 0);
-    PyObject *r = view ? value_decode((PyObject *)o->store, &obj, pgs_view_data(v), view, key) : NULL;
+    ViewObject *view = NULL;
+    PyObject *r = NULL;
+    pgs_snapshot *base = hold_base(o);
+    int rc;
+    CORE_BLOCKING(rc = pgs_txn_fetch(o->t, k->p, (size_t)k->len, &obj, &v, &err));
+    bool array = rc == 0 && obj.kind == PGS_KIND_ARRAY;
+    if (rc == -PGS_ENOENT)
+        key_error(key);
+    else if (rc < 0)
+        core_raise_for(rc, &err, key);
+    else if (v && !(view = (ViewObject *)view_wrap(v, array)))
+        ;
+    else if (array)
+        r = array_writable(&obj.type, view, key);
+    else
+        r = value_decode((PyObject *)o->store, &obj, view ? pgs_view_data(v) : obj.inline_data, view, key);
     Py_XDECREF(view);
+    pgs_snapshot_unref(base);
     return r;
 }
 
@@ -128,16 +140,31 @@ static PyObject *txn_iter(PyObject *self, PyObject *args)
     return rc < 0 ? core_raise(rc, &err) : iter_wrap(it, self, true, strip ? len : 0, (char)what);
 }
 
-static PyObject *txn_info(PyObject *self, PyObject *key)
+typedef int (*look_fn)(pgs_txn *, const void *, size_t, struct pgs_object *, struct pgs_error *);
+
+static PyObject *info(TxnObject *o, PyObject *key, look_fn look)
 {
     struct key k;
     struct pgs_object obj;
     struct pgs_error err = {0};
     if (key_for_reading(key, &k) < 0) return NULL;
+    pgs_snapshot *base = hold_base(o);
     int rc;
-    CORE_BLOCKING(rc = pgs_txn_get(((TxnObject *)self)->t, k.p, (size_t)k.len, &obj, &err));
-    if (rc == -PGS_ENOENT) return key_error(key);
-    return rc < 0 ? core_raise(rc, &err) : object_info(&obj);
+    CORE_BLOCKING(rc = look(o->t, k.p, (size_t)k.len, &obj, &err));
+    PyObject *r = rc == -PGS_ENOENT ? key_error(key) : rc < 0 ? core_raise(rc, &err) : object_info(&obj);
+    pgs_snapshot_unref(base);
+    return r;
+}
+
+static PyObject *txn_info(PyObject *self, PyObject *key)
+{
+    return info((TxnObject *)self, key, pgs_txn_get);
+}
+
+/* What _info gives, but no read: for append and resize, and after an edit. */
+static PyObject *txn_peek(PyObject *self, PyObject *key)
+{
+    return info((TxnObject *)self, key, pgs_txn_peek);
 }
 
 /* (key, shape tuple, dtype, order) of create and empty */
@@ -424,6 +451,7 @@ static PyObject *txn_base(PyObject *self, PyObject *type)
 
 static PyMethodDef methods[] = {{"_iter", txn_iter, METH_VARARGS, NULL},
                                 {"_info", txn_info, METH_O, NULL},
+                                {"_peek", txn_peek, METH_O, NULL},
                                 {"_create", txn_create, METH_VARARGS, NULL},
                                 {"_empty", txn_empty, METH_VARARGS, NULL},
                                 {"_move", txn_move, METH_VARARGS, NULL},

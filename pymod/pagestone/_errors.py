@@ -20,7 +20,7 @@ class ConflictError(Error):
         For arrays changed in place by both: flat element ranges ``[lo, hi)`` in memory order. A key that
         is missing here collided as a whole.
     version : int
-        The version that won.
+        The version that won: the newest that changed one of the keys, even if elements that collided were changed before it.
     winner : Commit or None
         Its log entry, looked up when asked for.
     """

@@ -44,6 +44,21 @@ def apply_subarray(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[tuple[
     return shape, dtype
 
 
+def rows_of(key: str, values: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """`values` as an array of `dtype`: arrays by NumPy's "same_kind" rule, anything else also as in ``np.array(values, dtype)``."""
+    rows = np.asarray(values)
+    if rows.dtype == dtype:
+        return rows
+    given = isinstance(values, (np.ndarray, np.generic))
+    if not given and (dtype.kind in "mMV" or rows.dtype.kind == "O"):  # tuples are records, strings and dates are times
+        rows = np.asarray(values, dtype)
+    elif rows.size and not np.can_cast(rows.dtype, dtype, "same_kind"):
+        raise TypeError(f"cannot append {rows.dtype} to {key!r} of dtype {dtype}: cast it first")
+    else:  # a Python int that does not fit raises, as in NumPy
+        rows = rows.astype(dtype) if given or not rows.size else np.asarray(values, dtype)
+    return rows
+
+
 def check_rows(key: str, info: dict[str, Any]) -> None:
     if info["order"] == "F" and len(info["shape"]) > 1:
         raise ValueError(
@@ -105,7 +120,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     @property
     def base(self) -> Snapshot:
         """The Snapshot that the transaction began on."""
-        if self._base_snapshot is None:
+        if self._base_snapshot is None or self._base_snapshot.closed:  # by the user: the transaction still has its own
             from ._store import Snapshot
 
             base: Snapshot = self._base(Snapshot)
@@ -213,18 +228,18 @@ class Transaction(_core.TransactionBase, AtomicMapping):
             An array of at least one dimension, in C order (F order only with one dimension).
         values : array_like
             Shape ``(n, *a.shape[1:])``, or one row ``a.shape[1:]``; cast to the array's dtype by NumPy's "same_kind"
-            rule.
+            rule. Of structured arrays a tuple is a row; of times strings and dates are taken, too.
+
+        Notes
+        -----
+        Appending reads nothing: with ``isolation="serializable"`` appends of others do not conflict with it either.
         """
-        info = self._info(key)
+        info = self._peek(key)
         if info["kind"] != "array" or not info["shape"]:
             raise TypeError(f"{key!r} is no array with an axis to append to")
         check_rows(key, info)
         row = info["shape"][1:]
-        rows = np.asarray(values)
-        if rows.dtype != info["dtype"]:
-            if not np.can_cast(rows.dtype, info["dtype"], "same_kind") and rows.size:
-                raise TypeError(f"cannot append {rows.dtype} to {key!r} of dtype {info['dtype']}: cast it first")
-            rows = rows.astype(info["dtype"])
+        rows = rows_of(key, values, info["dtype"])
         if rows.shape == row:
             rows = rows[np.newaxis]
         if rows.shape[1:] != row or rows.ndim != len(row) + 1:
@@ -233,7 +248,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
 
     def resize(self, key: str, shape: Any) -> None:
         """Change the shape along axis 0; rows that are added read zeros, also after shrinking."""
-        info = self._info(key)
+        info = self._peek(key)
         if info["kind"] != "array" or not info["shape"]:
             raise TypeError(f"{key!r} is no array with an axis to resize")
         check_rows(key, info)
@@ -254,7 +269,7 @@ class Transaction(_core.TransactionBase, AtomicMapping):
         """
         value = self[key]
         yield value
-        if not isinstance(value, np.ndarray) or self._info(key)["kind"] != "array":
+        if not isinstance(value, np.ndarray) or self._peek(key)["kind"] != "array":
             self[key] = value
 
     # --- keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
 import threading
@@ -90,6 +91,16 @@ def test_base_is_what_it_began_on(s):
     assert base["x"][0] == 0 and base.version == 1
 
 
+def test_a_base_that_was_closed_is_opened_again(s):
+    with s.begin() as t:
+        with t.base as base:
+            assert base["x"].sum() == 0
+        assert t.base["x"].sum() == 0
+        t.depends("x", 3)
+        t["x"][3] = 1
+    assert s["x"][3] == 1
+
+
 def test_objects_are_fresh_copies(s):
     s["o"], s["g/n"] = {"k": [1]}, 1
     with s.begin() as t:
@@ -168,6 +179,46 @@ def test_threads_write_into_one_transaction(s):
             th.join()
     assert [s["x"][i * 25_000 + 7] for i in range(4)] == [0, 1, 2, 3]
     assert [s[f"o{i}"] for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_threads_read_whole_objects_while_another_puts(s):
+    """What a thread gets is one of the objects that were put, never the description of one over the bytes of another."""
+    values = [
+        np.full(10, 7.0), np.full(100_000, 7, "i4"), "x" * 50, "x" * 100_000, b"x" * 70_000, {1: "x" * 10}, {2: {*range(20_000)}},
+        [np.full(5, 7)],
+    ]  # fmt: skip
+    shapes = {(10,): "f8", (100_000,): "i4"}
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def good(v):
+        if isinstance(v, np.ndarray):
+            return shapes.get(v.shape) == v.dtype.str[1:] and bool((v == 7).all())
+        if isinstance(v, list):
+            return v[0].shape == (5,) and bool((v[0] == 7).all())
+        return any(type(v) is type(x) and v == x for x in values)
+
+    def read():
+        while not done.is_set():
+            try:
+                v = t["k"]
+                if not good(v):
+                    wrong.append(v)
+            except Exception as e:
+                wrong.append(e)
+
+    with s.begin() as t:
+        t["k"] = values[0]
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(60):
+            for v in values:
+                t["k"] = v
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong[:3]
 
 
 def test_moves_and_copies(s):
@@ -280,6 +331,17 @@ def test_nan_and_minus_zero_are_bytes(s):
     a.commit()
     with pytest.raises(ps.ConflictError):
         b.commit()
+
+
+def test_the_winner_of_a_name_came_after_the_base(s):
+    """A moved object keeps the version that last changed it: the conflict is with the move."""
+    a, b = two(s)
+    a.move("x", "y")
+    b["y"] = 1
+    version = a.commit(message="moved")
+    with pytest.raises(ps.ConflictError) as e:
+        b.commit()
+    assert e.value.version == version and e.value.winner.message == "moved"
 
 
 def test_whole_writes_conflict_with_writes_inside(s):
@@ -461,6 +523,55 @@ def test_append_kinds(store):
     assert store["i"].dtype == "i4" and store["s"].tolist() == ["a", "bc", "d"] and store["r"]["b"].tolist() == [0, 2]
     with pytest.raises(TypeError):
         store.begin().append("i", 1.5)
+
+
+def test_append_takes_what_an_array_of_the_dtype_takes(store):
+    store["records"] = np.zeros(1, [("a", "i4"), ("b", "f8")])
+    store["days"] = np.array(["2020-01-01"], "M8[D]")
+    store["spans"] = np.array([1], "m8[s]")
+    store["small"] = np.array([1], "i2")
+    with store.begin() as t:
+        t.append("records", [(1, 2.5), (3, 4.5)])
+        t.append("records", (5, 6.5))
+        t.append("records", t["records"][1])
+        t.append("days", [datetime.date(2020, 1, 2)])
+        t.append("days", "2020-01-03")
+        t.append("spans", [datetime.timedelta(seconds=4)])
+        t.append("small", [])
+        t.append("small", 7)
+        with pytest.raises(TypeError, match="cast it first"):
+            t.append("small", [1.5])
+        with pytest.raises(TypeError, match="cast it first"):
+            t.append("days", np.array(["2020-01-03"]))
+    assert store["records"].tolist() == [(0, 0.0), (1, 2.5), (3, 4.5), (5, 6.5), (1, 2.5)]
+    assert [str(d) for d in store["days"]] == ["2020-01-01", "2020-01-02", "2020-01-03"]
+    assert store["spans"].tolist()[1] == datetime.timedelta(seconds=4)
+    assert store["small"].tolist() == [1, 7]
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy 1 wraps it around")
+def test_an_integer_that_does_not_fit_is_not_appended(store):
+    store["small"] = np.array([1], "i2")
+    with store.begin() as t, pytest.raises(OverflowError):
+        t.append("small", [70_000])
+
+
+def test_appending_is_no_read(store):
+    """Declared appends land in every isolation that asks for less than strict."""
+    store["log"] = np.zeros(2)
+    a, b = two(store, "serializable")
+    a.append("log", [1.0])
+    b.append("log", [2.0])
+    b.commit()
+    a.commit()
+    assert store["log"].tolist() == [0, 0, 2, 1]
+    a, b = two(store, "serializable")
+    a["log"]
+    a.append("log", [3.0])
+    b.append("log", [4.0])
+    b.commit()
+    with pytest.raises(ps.ConflictError):
+        a.commit()
 
 
 def test_many_appends_cost_what_they_add(store):
