@@ -32,16 +32,29 @@ struct pgs__space *pgs__space_of(struct pgs__session *s)
     return sp;
 }
 
+/* Those of parents, in a child that ended its session. */
+static struct pgs__space *_Atomic left_behind;
+
+/* What another thread of the parent may have been changing at the fork can be neither used nor freed. It stays reachable, so that leak checkers tell it from what was forgotten. */
+static void leave_behind(struct pgs__space *sp)
+{
+    sp->inherited = atomic_load(&left_behind);
+    while (!atomic_compare_exchange_weak(&left_behind, &sp->inherited, sp)) {
+    }
+}
+
 void pgs__space_end(struct pgs__session *s)
 {
     bool own = s->space && s->space->fork_count == atomic_load(&s->fork_count);
     for (struct pgs__space *sp = s->space, *next; sp; sp = next, own = false) {
         next = sp->inherited;
-        if (own) { /* what a parent was changing is left as it is */
-            pgs__meta_kept_free(&sp->kept);
-            pgs__edit_free(sp->edit);
-            pgs__free(sp->buf);
+        if (!own) {
+            leave_behind(sp);
+            continue;
         }
+        pgs__meta_kept_free(&sp->kept);
+        pgs__edit_free(sp->edit);
+        pgs__free(sp->buf);
         pgs__free(sp);
     }
     s->space = NULL;
