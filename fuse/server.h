@@ -26,6 +26,7 @@ struct server_options {
     const char *fsname;     /* what /proc/mounts shows as source */
     bool read_only, allow_other, foreground;
     int ready_fd; /* -1, or: one line "ready\n" or "error: …\n" is written there, then it is closed */
+    int hold_fd; /* -1, or: at its end of file the mount loses its name, and the directory is removed; open files live on */
 };
 
 struct server { /* as a worker sees it */
@@ -57,8 +58,15 @@ struct worker_program {
 void server_opened(struct server *s);
 void server_closed(struct server *s);
 
+/* Reply with n bytes of memory that may not be mapped in yet, such as a view of the store. Like fuse_reply_buf, but a worker that is killed in the middle of
+ * it does not make the client's read fail: what the kernel has to fault in while it copies from a dying process is EIO, so it is faulted in before. */
+int server_reply_memory(fuse_req_t req, const void *p, size_t n);
+
 /* Of the request that this thread is answering: it was read by a worker that died before it had answered, which may have done what it asks. */
 bool server_resent(void);
+
+/* One line, no newline: stderr in the foreground, else syslog. */
+void server_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Mount, then supervise until unmounted. Returns the exit status. */
 int server_main(const struct worker_program *program, const struct server_options *opt);
