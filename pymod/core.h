@@ -82,6 +82,7 @@ PyObject *key_error(PyObject *key); /* raises KeyError(key) */
 typedef struct {
     PyObject_HEAD pgs_view *v;
     int writable;
+    PyObject *weakrefs;
 } ViewObject;
 PyObject *view_wrap(pgs_view *v, int writable); /* steals v, also on failure */
 

@@ -14,6 +14,7 @@ PyObject *view_wrap(pgs_view *v, int writable)
     }
     o->v = v;
     o->writable = writable;
+    o->weakrefs = NULL;
     return (PyObject *)o;
 }
 
@@ -21,13 +22,14 @@ static void view_dealloc(PyObject *self)
 {
     PyTypeObject *tp = Py_TYPE(self);
     pgs_view *v = ((ViewObject *)self)->v;
+    if (v && pgs_view_size(v) < 65536)
+        pgs_view_unref(v); /* no mapping to undo: not worth giving the GIL away */
+    else if (v)
+        CORE_BLOCKING(pgs_view_unref(v));
+    if (((ViewObject *)self)->weakrefs)
+        PyObject_ClearWeakRefs(self); /* last: who hears of it may use the memory again */
     PyObject_Free(self);
     Py_DECREF(tp);
-    if (!v) return;
-    if (pgs_view_size(v) < 65536)
-        pgs_view_unref(v); /* no mapping to undo: not worth giving the GIL away */
-    else
-        CORE_BLOCKING(pgs_view_unref(v));
 }
 
 static int view_getbuffer(PyObject *self, Py_buffer *buf, int flags)
@@ -43,9 +45,12 @@ static PyObject *view_get_nbytes(PyObject *self, void *ctx)
 }
 
 static PyGetSetDef view_getset[] = {{"nbytes", view_get_nbytes, NULL, "size in bytes", NULL}, {0}};
+static PyMemberDef view_members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(ViewObject, weakrefs), READONLY, NULL},
+                                     {0}};
 static PyType_Slot view_slots[] = {{Py_tp_dealloc, view_dealloc},
                                    {Py_bf_getbuffer, view_getbuffer},
                                    {Py_tp_getset, view_getset},
+                                   {Py_tp_members, view_members},
                                    {Py_tp_doc, "Memory of a store; arrays over it keep it alive."},
                                    {0, NULL}};
 static PyType_Spec view_spec = {"pagestone._core.View", sizeof(ViewObject), 0, Py_TPFLAGS_DEFAULT, view_slots};

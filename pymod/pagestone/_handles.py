@@ -302,7 +302,7 @@ def share(a: Any) -> _core.Array:
             _dense_strides(info["shape"], info["dtype"].itemsize, info["order"]),
         )  # fmt: skip
     del store[key]
-    weakref.finalize(shared, _collect, store).atexit = False
+    weakref.finalize(view, _collect, store).atexit = False  # of the memory: slices outlive the array
     return shared
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 
 from . import _core
+from ._errors import ForkedError
 from ._group import Group
 from ._mapping import AtomicMapping
 
@@ -339,7 +340,10 @@ class Transaction(_core.TransactionBase, AtomicMapping):
             if not self._over:  # neither committed nor aborted by hand
                 self.commit()
         else:
-            self.abort()
+            try:
+                self.abort()
+            except ForkedError:  # a forked child leaves the block, by sys.exit() say: the transaction is its parent's
+                pass
 
     def __reduce__(self) -> Any:
         raise TypeError("a Transaction belongs to its process and cannot be pickled: send the store and begin() there")

@@ -421,6 +421,13 @@ def test_shared_memory_is_given_back_with_the_last_view():
     s.gc()
     after = s.stat()
     assert after.pinned + after.live <= before.pinned + before.live + 100_000
+    piece = ps.share(np.ones(300_000))[10:20]
+    plain = np.asarray(piece)
+    with_it = s.stat().pinned
+    del piece
+    assert s.stat().pinned == with_it
+    del plain  # nobody calls gc() for it
+    assert s.stat().pinned <= with_it - 2_400_000
     for _ in range(50):
         ps.share(np.ones(300_000))
     assert s.stat().file_size < 200_000_000

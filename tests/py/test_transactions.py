@@ -101,6 +101,24 @@ def test_a_base_that_was_closed_is_opened_again(s):
     assert s["x"][3] == 1
 
 
+def test_a_forked_child_leaves_the_block_with_its_own_exception(s):
+    with s.begin() as t:
+        t["a"] = 1
+        pid = os.fork()
+        if pid == 0:
+            code = 3
+            try:
+                try:
+                    with t:
+                        raise SystemExit(7)
+                except SystemExit as e:
+                    code = e.code
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert s["a"] == 1
+
+
 def test_objects_are_fresh_copies(s):
     s["o"], s["g/n"] = {"k": [1]}, 1
     with s.begin() as t:
