@@ -101,7 +101,7 @@ def _versions(add: _Commands) -> None:
     p.add_argument("-n", type=int, metavar="N", help="at most N")
     p.add_argument("key", metavar="KEY", nargs="?", help="only those that changed it, or keys below it")
     p = add("diff", "what changed from version A to version B")
-    p.add_argument("a", metavar="A", nargs="?", default="-2", help="default: the newest but one")
+    p.add_argument("a", metavar="A", nargs="?", help="default: the newest but one")
     p.add_argument("b", metavar="B", nargs="?", default="-1", help="default: the newest")
     p = add("at", "show which version that is")
     p.add_argument("version", metavar="V")

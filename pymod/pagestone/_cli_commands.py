@@ -6,6 +6,7 @@ Those over keys and values are in _cli_keys; here are versions and upkeep, and t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -16,7 +17,7 @@ from . import _cli_io as cio
 from . import _cli_keys as keys
 from . import _cli_out as out
 from ._cli_find import at_version, commit_of, object_info, open_store, opened, print_facts
-from ._cli_out import Fail, Usage, color, emit_json, safe, size
+from ._cli_out import Fail, Usage, color, count, emit_json, safe, size
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,15 +34,31 @@ def _commit_json(c: ps.Commit) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _names(c: ps.Commit, key: str) -> bool:
+    name = key.rstrip("/")
+    return any(k == name or k.startswith(name + "/") for k in c.keys)
+
+
+def _was_there(store: ps.Store, key: str) -> bool:
+    """Whether any version that is kept has the key or the group."""
+    for version in reversed(store.versions):
+        try:
+            with store.at(version) as s:
+                if key.rstrip("/") in s or next(s._iter(key.rstrip("/") + "/", False, "k"), None) is not None:
+                    return True
+        except ps.VersionExpiredError:  # dropped meanwhile
+            pass
+    return False
+
+
 def _commits(store: ps.Store, key: str | None, limit: int | None) -> Iterator[ps.Commit]:
     """Newest first, a batch at a time."""
     before, n = 0, 0
-    below = None if key is None else key.rstrip("/") + "/"
     while limit is None or n < limit:
         batch = store._commits(before, 1000 if limit is None or key is not None else min(1000, limit - n))
         for c in batch:
             before = c.version
-            if below is None or c.keys_truncated or any(k == below[:-1] or k.startswith(below) for k in c.keys):
+            if key is None or c.keys_truncated or _names(c, key):
                 yield c
                 n += 1
                 if n == limit:
@@ -55,6 +72,13 @@ def log(args: argparse.Namespace) -> int:
         raise Usage("-n is at least 1")
     with open_store(args) as store:
         commits = _commits(store, args.key, args.n)
+        if args.key is not None:
+            found = list(commits)  # a commit of very many keys does not name them all
+            if not any(_names(c, args.key) for c in found) and not _was_there(store, args.key):
+                raise Fail(
+                    f"there is no key {safe(args.key)!r} in any version that is kept: pagestone ls {safe(args.store)} lists keys"
+                )
+            commits = iter(found)
         if args.json:
             emit_json([_commit_json(c) for c in commits])
             return 0
@@ -74,7 +98,12 @@ def log(args: argparse.Namespace) -> int:
 
 
 def diff(args: argparse.Namespace) -> int:
-    with open_store(args) as store, at_version(store, args.a) as a, at_version(store, args.b) as b:
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(open_store(args))
+        if args.a is None and len(store.versions) < 2:
+            raise Fail(f"version {store.version} is the only one that is kept: there is none to compare it with")
+        a = stack.enter_context(at_version(store, args.a or "-2"))
+        b = stack.enter_context(at_version(store, args.b))
         d = store.diff(a, b)
         if args.json:
             changed = {k: None if r is None else [list(x) for x in r] for k, r in sorted(d.changed.items())}
@@ -94,7 +123,7 @@ def diff(args: argparse.Namespace) -> int:
             shown = ", ".join(f"{lo}:{hi}" for lo, hi in (ranges or [])[:4]) + (
                 ", …" if ranges and len(ranges) > 4 else ""
             )
-            what = "" if ranges is None else f"  {n} element{'s' * (n != 1)}: {shown}"
+            what = "" if ranges is None else f"  {count(n, 'element')}: {shown}"
             lines.append((k, color("~", "yellow"), what))
         for k, mark, what in sorted(lines):
             print(f"{mark} {safe(k)}{what}")
@@ -228,8 +257,8 @@ def check(args: argparse.Namespace) -> int:
         print(f"{color('damaged', 'red')}  {safe(obj) or 'the store'}: {safe(problem)}")
     rest = f", {r.unverified} without a checksum" if r.unverified else ""
     rest += f", {r.leaked} belonging to nobody (gc takes them back)" if r.leaked else ""
-    verdict = color("ok", "green") if r.ok else color(f"{len(r.errors)} problem{'s' * (len(r.errors) != 1)}", "red")
-    print(f"{verdict}: {r.objects} objects, {r.versions} versions, {r.pages} pages{rest}")
+    verdict = color("ok", "green") if r.ok else color(f"{count(len(r.errors), 'problem')}", "red")
+    print(f"{verdict}: {count(r.objects, 'object')}, {count(r.versions, 'version')}, {count(r.pages, 'page')}{rest}")
     return 0 if r.ok else 1
 
 
@@ -258,7 +287,7 @@ def export(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"target": args.target, "version": manifest["version"], "objects": n, "bytes": total})
     elif args.target != "-":
-        print(f"version {manifest['version']}: {n} object{'s' * (n != 1)}, {size(total)}")
+        print(f"version {manifest['version']}: {count(n, 'object')}, {size(total)}")
     return 0
 
 
@@ -270,7 +299,7 @@ def import_(args: argparse.Namespace) -> int:
         pickled = [e["key"] for e in manifest["objects"] if e["kind"] == "pickle"]
         if pickled and not args.allow_pickle:
             raise Fail(
-                f"{len(pickled)} pickled objects, such as {safe(pickled[0])!r}: --allow-pickle loads them, which runs their code; nothing was imported"
+                f"{count(len(pickled), 'pickled object')}, such as {safe(pickled[0])!r}: --allow-pickle loads them, which runs their code; nothing was imported"
             )
         with open_store(args, "a") as store:
             version = cio.import_objects(store, source, manifest, args.message, args.force, args.batch)
@@ -278,7 +307,7 @@ def import_(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"version": version, "objects": n, "bytes": total})
     else:
-        print(f"version {version}: {n} object{'s' * (n != 1)}, {size(total)}")
+        print(f"version {version}: {count(n, 'object')}, {size(total)}")
     return 0
 
 

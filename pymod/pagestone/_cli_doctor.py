@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
-from ._cli_out import color, emit_json, local, safe, size
+from ._cli_out import color, count, emit_json, local, safe, size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "orangefs", "beegfs"}  # fmt: skip
 _REQUIRED = {"ofd": "use a kernel of Linux 3.15 or newer", "proc_fd": "mount /proc: stores without a path need it"}
@@ -42,10 +42,6 @@ class Line(NamedTuple):
 def _read(path: str) -> str:
     with open(path) as f:
         return f.read().strip()
-
-
-def _plural(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -224,11 +220,11 @@ def _opens(path: str, timeout: float) -> Iterator[Line]:
 
     with ps.open(path, "r", timeout=timeout) as s:
         info, st = s.info(), s.stat()
-        kept = _plural(st.versions, "version")
+        kept = count(st.versions, "version")
         yield Line(
             "opens",
             "ok",
-            f"version {s.version}, {_plural(st.objects, 'object')}, {kept}, durability {info['durability']}",
+            f"version {s.version}, {count(st.objects, 'object')}, {kept}, durability {info['durability']}",
         )
         if info["size"]:
             used = st.live + st.history + st.pinned + st.meta
@@ -244,7 +240,7 @@ def _opens(path: str, timeout: float) -> Iterator[Line]:
             yield Line("leaked", "warn", size(st.leaked), f"pagestone gc {path}")
         report = s.check(data=False)
         if report.ok:
-            yield Line("metadata", "ok", _plural(report.pages, "page"))
+            yield Line("metadata", "ok", count(report.pages, "page"))
         for obj, problem in report.errors[:20]:
             yield Line(
                 "metadata",

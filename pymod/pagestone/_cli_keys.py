@@ -19,7 +19,7 @@ from . import _cli_io as cio
 from . import _cli_out as out
 from . import _cli_values as values
 from ._cli_find import commit_of, describe, dtype_text, keys_of, object_info, open_store, opened, print_facts
-from ._cli_out import Fail, Progress, Usage, emit_json, safe, size
+from ._cli_out import Fail, Progress, Usage, count, emit_json, safe, size
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -307,7 +307,9 @@ def rm(args: argparse.Namespace) -> int:
                 continue
             below = keys_of(t, key)
             if below and not args.recursive:
-                raise Fail(f"{safe(key)} is a group of {len(below)} keys: remove it with -r; nothing was removed")
+                raise Fail(
+                    f"{safe(key)} is a group of {count(len(below), 'key')}: remove it with -r; nothing was removed"
+                )
             if not below and key not in removed and not args.force:
                 raise Fail(f"there is no key {safe(key)!r}; nothing was removed")
             for k in below:
@@ -329,7 +331,7 @@ def _pairs(t: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
     if source not in t and not below:
         raise Fail(f"there is no key {safe(args.source)!r}: pagestone ls {safe(args.store)} lists them")
     if below and args.command == "cp" and not args.recursive:
-        raise Fail(f"{safe(source)} is a group of {len(below)} keys: copy it with -r")
+        raise Fail(f"{safe(source)} is a group of {count(len(below), 'key')}: copy it with -r")
     if target.endswith("/") or (target not in t and keys_of(t, target)):
         target = target.rstrip("/") + "/" + source.split("/")[-1]
     if target == source or (below and target.startswith(source + "/")):

@@ -44,6 +44,10 @@ def size(n: float) -> str:
     raise AssertionError
 
 
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def iso(time: dt.datetime) -> str:
     """For JSON: ISO 8601 in UTC, always with microseconds."""
     return time.astimezone(dt.timezone.utc).isoformat(timespec="microseconds")

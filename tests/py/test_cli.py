@@ -597,8 +597,32 @@ def test_log_lists_commits_newest_first(cli, path):
     assert [c["version"] for c in cli("log", path, "-n", 1, "a/x", "--json").json] == [6]
     assert len(cli("log", path, "-n", 2).out.splitlines()) == 2
     assert cli("log", path).out.splitlines()[0].count("  a/x  — set one element  (") == 1
-    assert cli("log", path, "none").out == ""
     cli("log", path, "-n", 0, code=2)
+
+
+def test_log_of_a_key_that_never_was_says_so(cli, tmp_path):
+    path = str(tmp_path / "log.ps")
+    with ps.open(path, history="all") as s:
+        s.update({f"many/{i:05}": 1 for i in range(5000)})  # more keys than a log entry names
+        s["gone"] = 1
+        del s["gone"]
+    for key in ("none", "man", "many/5"):
+        for more in ((), ("--json",)):
+            answer = cli("log", path, key, *more, code=1)
+            assert answer.out == "" and answer.err.count("\n") == 1 and f"no key '{key}'" in answer.err
+    assert [c["version"] for c in cli("log", path, "gone", "--json").json] == [3, 2, 1]
+    assert [c["version"] for c in cli("log", path, "many/04999", "--json").json] == [1]
+    assert [c["version"] for c in cli("log", path, "many/", "--json").json] == [1]
+
+
+def test_one_thing_is_not_called_many(cli, tmp_path):
+    path = str(tmp_path / "one.ps")
+    with ps.open(path, history=0) as s:
+        s["g/x"] = 1
+    assert "a group of 1 key:" in cli("rm", path, "g", code=1).err
+    assert "a group of 1 key:" in cli("cp", path, "g", "h", code=1).err
+    assert cli("check", path).out.startswith("ok: 1 object, 1 version, ")
+    assert "the only one that is kept" in cli("diff", path, code=1).err
 
 
 def test_diff_names_keys_and_elements(cli, path):
