@@ -15,8 +15,9 @@ static PyObject *snapshot_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
 {
     PyObject *store, *arg = Py_None;
     int how = 'h', rc = -1;
-    (void)kw;
-    if (!PyArg_ParseTuple(args, "O!|CO", core.store_type, &store, &how, &arg)) return NULL;
+    if (kw || PyTuple_GET_SIZE(args) == 0 || !PyObject_TypeCheck(PyTuple_GET_ITEM(args, 0), core.store_type))
+        return PyErr_Format(PyExc_TypeError, "snapshots are made by Store.snapshot() and Store.at()");
+    if (!PyArg_ParseTuple(args, "O|CO", &store, &how, &arg)) return NULL;
     struct pgs_error err = {0};
     pgs_snapshot *sn = NULL;
     pgs_store *s;
@@ -79,19 +80,27 @@ static void snapshot_dealloc(PyObject *self)
     Py_DECREF(tp);
 }
 
-static PyObject *get(PyObject *self, PyObject *key, int how)
+/* The object at `key`, and a reference to the snapshot, into whose memory *obj points: another thread may close() it while the GIL is away. NULL: raised. */
+static pgs_snapshot *find(PyObject *self, PyObject *key, struct pgs_object *obj)
 {
-    SnapshotObject *o = (SnapshotObject *)self;
-    pgs_snapshot *sn = use(o);
+    pgs_snapshot *sn = use((SnapshotObject *)self);
     struct key k;
-    struct pgs_object obj;
     struct pgs_error err = {0};
     if (!sn || key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
-    if (rc == -PGS_ENOENT) return key_error(key);
-    if (rc < 0) return core_raise(rc, &err);
-    pgs_snapshot_ref(sn); /* another thread may close() it while the GIL is away */
-    PyObject *r = value_load((PyObject *)o->store, sn, key, &obj, how);
+    int rc = pgs_get(sn, k.p, (size_t)k.len, obj, &err);
+    if (rc == 0) return pgs_snapshot_ref(sn);
+    if (rc == -PGS_ENOENT)
+        key_error(key);
+    else
+        core_raise(rc, &err);
+    return NULL;
+}
+
+static PyObject *get(PyObject *self, PyObject *key, int how)
+{
+    struct pgs_object obj;
+    pgs_snapshot *sn = find(self, key, &obj);
+    PyObject *r = sn ? value_load((PyObject *)((SnapshotObject *)self)->store, sn, key, &obj, how) : NULL;
     pgs_snapshot_unref(sn);
     return r;
 }
@@ -138,14 +147,11 @@ static PyObject *snapshot_iter(PyObject *self, PyObject *args)
 
 static PyObject *snapshot_info(PyObject *self, PyObject *key)
 {
-    pgs_snapshot *sn = use((SnapshotObject *)self);
-    struct key k;
     struct pgs_object obj;
-    struct pgs_error err = {0};
-    if (!sn || key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
-    if (rc == -PGS_ENOENT) return key_error(key);
-    return rc < 0 ? core_raise(rc, &err) : object_info(&obj);
+    pgs_snapshot *sn = find(self, key, &obj);
+    PyObject *r = sn ? object_info(&obj) : NULL;
+    pgs_snapshot_unref(sn);
+    return r;
 }
 
 static PyObject *snapshot_private(PyObject *self, PyObject *key)
@@ -156,24 +162,23 @@ static PyObject *snapshot_private(PyObject *self, PyObject *key)
 /* _view(key) -> (View, info): for handles, whatever the kind. */
 static PyObject *snapshot_view(PyObject *self, PyObject *key)
 {
-    pgs_snapshot *sn = use((SnapshotObject *)self);
-    struct key k;
     struct pgs_object obj;
     struct pgs_error err = {0};
     pgs_view *v = NULL;
-    if (!sn || key_for_reading(key, &k) < 0) return NULL;
-    int rc = pgs_get(sn, k.p, (size_t)k.len, &obj, &err);
-    if (rc == -PGS_ENOENT) return key_error(key);
-    if (rc == 0) {
-        pgs_snapshot_ref(sn);
-        CORE_BLOCKING(rc = pgs_view_open(sn, &obj, 0, &v, &err));
-        if (rc < 0) pgs_snapshot_unref(sn);
+    pgs_snapshot *sn = find(self, key, &obj);
+    if (!sn) return NULL;
+    int rc;
+    PyObject *r = NULL;
+    CORE_BLOCKING(rc = pgs_view_open(sn, &obj, 0, &v, &err));
+    if (rc < 0)
+        core_raise(rc, &err);
+    else {
+        PyObject *view = view_wrap(v, 0), *info = object_info(&obj);
+        r = view && info ? PyTuple_Pack(2, view, info) : NULL;
+        Py_XDECREF(view);
+        Py_XDECREF(info);
     }
-    if (rc < 0) return core_raise(rc, &err);
-    PyObject *view = view_wrap(v, 0), *info = object_info(&obj), *r = view && info ? PyTuple_Pack(2, view, info) : NULL;
-    pgs_snapshot_unref(sn); /* obj points into its memory */
-    Py_XDECREF(view);
-    Py_XDECREF(info);
+    pgs_snapshot_unref(sn);
     return r;
 }
 
