@@ -14,7 +14,8 @@
  */
 #include "pymod/core.h"
 
-#define MAX_DEPTH 64 /* deeper values are pickled */
+#define MAX_DEPTH 64                   /* deeper values are pickled */
+#define MAX_TEXT ((Py_ssize_t)1 << 30) /* characters of at most 4 bytes, and bytes: their number must fit 32 bits */
 #define MAX_BYTES                                                                                                      \
     ((size_t)1 << 30) /* larger ones, too: a list that holds another many times over could have any size here */
 
@@ -191,7 +192,10 @@ static int encode(struct out *o, PyObject *v, int depth)
     } else if (PyComplex_CheckExact(v)) {
         Py_complex c = PyComplex_AsCComplex(v);
         rc = emit_tag(o, 'c') < 0 || emit(o, &c.real, 8) < 0 ? -1 : emit(o, &c.imag, 8);
-    } else if (PyUnicode_CheckExact(v))
+    } else if ((PyUnicode_CheckExact(v) && PyUnicode_GET_LENGTH(v) >= MAX_TEXT) ||
+               (PyBytes_CheckExact(v) && PyBytes_GET_SIZE(v) >= MAX_TEXT))
+        return 0; /* pickle takes any length */
+    else if (PyUnicode_CheckExact(v))
         rc = emit_str(o, v, 's');
     else if (PyBytes_CheckExact(v))
         rc = emit_sized(o, 'y', PyBytes_AS_STRING(v), (size_t)PyBytes_GET_SIZE(v));

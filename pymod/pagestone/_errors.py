@@ -102,7 +102,7 @@ class NotSupportedError(Error, OSError):
 
 
 class StaleStoreError(Error):
-    """The store was replaced (mode ``"w"``) by another process; open it again."""
+    """The store was replaced (mode ``"w"``) or deleted; what is open stays readable, nothing more can be committed."""
 
 
 class StoreOSError(Error, OSError):

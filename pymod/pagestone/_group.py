@@ -31,6 +31,8 @@ class Group(AtomicMapping):
         name = name[:-1] if name.endswith("/") else name
         if not name or any(part in ("", ".", "..") or "\0" in part for part in name.split("/")):
             raise ValueError(f"malformed group name {name!r}: parts between slashes must not be empty, '.' or '..'")
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(f"group name {name!r} is not valid Unicode text: it has lone surrogates")
         self._parent = parent
         self._prefix = name + "/"
 
@@ -77,6 +79,10 @@ class Group(AtomicMapping):
     def __bool__(self) -> bool:
         return any(True for _ in self)
 
+    def _first(self, prefix: str = "") -> str | None:
+        first: str | None = self._parent._first(self._prefix + prefix)
+        return first
+
     def _take(self, key: str) -> Any:
         if key not in self:
             raise KeyError(key)
@@ -96,7 +102,7 @@ class Group(AtomicMapping):
 
     def group(self, name: str) -> Group:
         """The group `name` below this one."""
-        return Group(self._parent, self._prefix + name)
+        return Group(self._parent, self._prefix + Group(self._parent, name).name)
 
     def __repr__(self) -> str:
         return f"<pagestone.Group {self.name!r} of {self._parent!r}>"

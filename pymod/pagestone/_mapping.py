@@ -107,6 +107,10 @@ class AtomicMapping(ReadMapping, MutableMapping[str, Any]):
 
     _missing = object()
 
+    def _first(self, prefix: str = "") -> str | None:
+        """The first key below `prefix`, without it; of transactions and their groups."""
+        raise NotImplementedError
+
     def _take(self, key: str) -> Any:
         """The value of a key that is about to be removed."""
         raise NotImplementedError
@@ -133,7 +137,9 @@ class AtomicMapping(ReadMapping, MutableMapping[str, Any]):
         """Remove `key` and return its value; KeyError, or `default`, if there is none. Atomic."""
 
         def step(t: Any) -> Any:
-            if key not in t and default is not self._missing:
+            if key not in t:
+                if default is self._missing:
+                    raise KeyError(key)
                 return default
             value = t._take(key)
             del t[key]
@@ -145,11 +151,12 @@ class AtomicMapping(ReadMapping, MutableMapping[str, Any]):
         """Remove and return the first (key, value); KeyError when empty. Atomic."""
 
         def step(t: Any) -> tuple[str, Any]:
-            for key in t:
-                value = t._take(key)
-                del t[key]
-                return key, value
-            raise KeyError("popitem(): the mapping is empty")
+            key = t._first()
+            if key is None:
+                raise KeyError("popitem(): the mapping is empty")
+            value = t._take(key)
+            del t[key]
+            return key, value
 
         return self._atomic(step)  # type: ignore[no-any-return]
 

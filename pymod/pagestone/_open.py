@@ -48,6 +48,13 @@ def parse_history(history: Any) -> tuple[int, int]:
     """(kind, value) of pgs_options for None, 100, ``"64MB"``, ``"1h"``, ``"all"``, 0."""
     if history is None:
         return 0, 0
+    kind, value = _history(history)
+    if value >= 2**63:
+        raise ValueError(f'history {history!r} is out of range: use "all" to keep everything')
+    return kind, value
+
+
+def _history(history: Any) -> tuple[int, int]:
     if isinstance(history, str):
         if history == "all":
             return 5, 0
@@ -90,7 +97,7 @@ def open(
         ``r`` read only (also without write permission); ``r+`` must exist; ``a`` create if missing; ``w`` anew: who has the
         old one open keeps reading it and their next commit raises; ``x`` must not exist.
     size : int or str, optional
-        Quota: bytes, ``"2GB"`` = 2·10⁹, ``"2GiB"``. Kept in the store, as the next two.
+        Quota: bytes, ``"2GB"`` = 2·10⁹, ``"2GiB"``; at least 128 KiB. Kept in the store, as the next two.
     durability : {"none", "ordered", "full"}, optional
         ``none``: safe against killed processes (default in memory); ``ordered``: after a power loss some last commits may be
         missing, never a torn one; ``full``: a returned commit survives power loss (default on disk).
@@ -121,16 +128,20 @@ def open(
     ...     s["x"].sum()
     np.int64(3)
     """
-    if mode not in _MODES:
+    if not isinstance(mode, str) or mode not in _MODES:
         raise ValueError(f"mode {mode!r} is not one of 'r', 'r+', 'a', 'w', 'x'")
-    if durability not in _DURABILITY:
+    if not (durability is None or isinstance(durability, str)) or durability not in _DURABILITY:
         raise ValueError(f"durability {durability!r} is not one of 'none', 'ordered', 'full'")
     if path is None and mode in ("r", "r+"):
         raise ValueError(f"an anonymous store (path=None) is always new: mode {mode!r} needs a path")
     if mode == "r" and not (size is durability is history is None):
         raise ValueError("mode 'r' cannot change size, durability or history: open with 'r+'")
+    if allow_pickle not in (None, True, False):
+        raise TypeError(f"allow_pickle is True, False or None, not {allow_pickle!r}")
+    if path is not None and not os.fspath(path):
+        raise FileNotFoundError(2, "an empty path names no store: use None for an anonymous one")
     kind, value = parse_history(history)
-    return Store(
+    return Store._open(
         None if path is None else os.fsencode(os.path.abspath(path)),
         None,
         _MODES[mode],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple
@@ -27,8 +28,17 @@ def to_time(ns: int) -> dt.datetime:
 
 
 def from_time(time: dt.datetime) -> int:
-    """Nanoseconds since 1970 of a datetime; a naive one is local time."""
-    return (time.astimezone(dt.timezone.utc) - _EPOCH) // dt.timedelta(microseconds=1) * 1000
+    """Nanoseconds since 1970 of a datetime, at least 0 and below 2**63; a naive one is local time."""
+    if time != time:
+        raise ValueError(f"{time!r} is no time")
+    plain = dt.datetime(
+        *time.timetuple()[:6], time.microsecond, time.tzinfo, fold=time.fold
+    )  # pandas has ideas of its own
+    try:
+        us = (plain.astimezone(dt.timezone.utc) - _EPOCH) // dt.timedelta(microseconds=1)
+    except (OverflowError, ValueError):  # in UTC it is before the year 1 or after 9999
+        us = -1 if plain.year < 1970 else 2**63
+    return min(max(us, 0) * 1000, 2**63 - 1)
 
 
 class _Commit(NamedTuple):
@@ -108,9 +118,6 @@ class Snapshot(_core.SnapshotBase, ReadMapping):
     Keeps its version's pages until closed or collected. Pickles as a handle and works in a forked child.
     """
 
-    def __init__(self, *args: Any):
-        pass
-
     @property
     def time(self) -> dt.datetime:
         """When the version was committed: an aware datetime in local time."""
@@ -131,6 +138,10 @@ class Snapshot(_core.SnapshotBase, ReadMapping):
 
     def _atomic(self, fn: Callable[[Any], Any]) -> Any:
         self._refuse()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key`, or `default` if there is none; a KeyError of the object's own code passes."""
+        return self[key] if key in self else default  # noqa: SIM401
 
     def _refuse(self) -> None:
         raise ReadOnlyError(
@@ -177,18 +188,26 @@ class Store(_core.StoreBase, AtomicMapping):
     """
 
     closed = False
+    path: str | None
+    mode: str
+    _timeout: int
 
-    def __init__(self, *args: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Store:
+        raise TypeError("stores are opened by pagestone.open(path, mode)")
+
+    @classmethod
+    def _open(cls, *args: Any) -> Store:
+        """A Store from the arguments of StoreBase."""
+        self = super().__new__(cls, *args)
         info = self._info()
-        self.path: str | None = info["path"]
-        self.mode: str = _MODE_NAMES[info["mode"]]
-        self._timeout: int = args[7] if len(args) > 7 else 30 * 10**9
+        self.path = info["path"]
+        self.mode = _MODE_NAMES[info["mode"]]
+        self._timeout = args[7]
+        return self
 
     @classmethod
     def _from_handle(cls, handle: bytes, read_only: int, allow_pickle: int, timeout: int) -> Store:
-        anonymous = not handle.startswith(b"/")
-        path = (None, handle) if anonymous else (handle, None)
-        return cls(*path, 1 if read_only else 2, 0, 0, 0, 0, timeout, 0, int(bool(allow_pickle)))
+        return cls._open(None, handle, 1 if read_only else 2, 0, 0, 0, 0, timeout, 0, int(bool(allow_pickle)))
 
     # --- mapping
 
@@ -207,13 +226,16 @@ class Store(_core.StoreBase, AtomicMapping):
             yield snapshot
 
     def _atomic(self, fn: Callable[[Any], Any]) -> Any:
+        return self._atomic_at(fn)[0]
+
+    def _atomic_at(self, fn: Callable[[Any], Any]) -> tuple[Any, int]:
+        """What fn returned, and the version in which it is true."""
         while True:
             t = self.begin("serializable")
             t._untouched = True
             try:
                 result = fn(t)
-                t.commit()
-                return result
+                return result, t.commit()
             except ConflictError:
                 continue
             finally:
@@ -260,9 +282,16 @@ class Store(_core.StoreBase, AtomicMapping):
         def step(t: Transaction) -> None:
             t._make(key, shape, dtype, order, fill, exist_ok)
 
-        self._atomic(step)
-        array: _core.Array = self[key]
+        array: _core.Array = self._array_at(key, self._atomic_at(step)[1])
         return array
+
+    def _array_at(self, key: str, version: int) -> Any:
+        """What was just committed; what is there now if it is gone (history=0, and somebody else was quick)."""
+        try:
+            with self.at(version) as snapshot:
+                return snapshot[key]
+        except VersionExpiredError:
+            return self[key]
 
     def move(self, a: str, b: str) -> None:
         """Rename key `a` to `b` in one transaction; KeyError if there is no `a`, or a `b` already. O(1)."""
@@ -280,7 +309,7 @@ class Store(_core.StoreBase, AtomicMapping):
         key : str
         fn : callable
             Gets the value (arrays writable, so it may change them in place and return them), returns the new one.
-            Called again after a conflict.
+            Called again after a conflict. What it returns is stored: None, too.
         default : object, optional
             What `fn` gets if there is no such key; without it, KeyError.
 
@@ -292,14 +321,13 @@ class Store(_core.StoreBase, AtomicMapping):
         1
         """
         while True:
-            t = self.begin()
+            t = self.begin("serializable")  # what is read counts, a key that is not there included
             try:
-                t.depends(key)
                 value = t.get(key, default)
                 if value is _MISSING:
                     raise KeyError(key)
                 new = fn(value)
-                if not (new is value and isinstance(new, np.ndarray) and key in t):
+                if not (new is value and isinstance(new, np.ndarray) and key in t and t._info(key)["kind"] == "array"):
                     t[key] = new
                 version = t.commit()
             except ConflictError:
@@ -309,9 +337,8 @@ class Store(_core.StoreBase, AtomicMapping):
             if not isinstance(new, np.ndarray):
                 return new
             try:
-                with self.at(version) as snapshot:
-                    return snapshot[key]
-            except VersionExpiredError:  # history=0, and somebody else was quick
+                return self._array_at(key, version)
+            except KeyError:
                 return new
 
     # --- transactions
@@ -323,7 +350,8 @@ class Store(_core.StoreBase, AtomicMapping):
         ----------
         isolation : {"snapshot", "serializable", "strict"}
             What conflicts besides changes of the same thing: with "serializable" also what was read, with "strict"
-            anything committed since.
+            anything committed since. Writing the value into an element that is already there is no change: alone it
+            makes no version and conflicts with nobody. Assigning a whole object, ``t[k] = value``, is always one.
         message : str, optional
             For the log.
 
@@ -441,6 +469,8 @@ class Store(_core.StoreBase, AtomicMapping):
 
     def log(self, key: str | None = None) -> list[Commit]:
         """The commits, newest first; with `key` only those that changed it (or keys below it)."""
+        if not (key is None or isinstance(key, str)):
+            raise TypeError(f"keys are str, not {type(key).__name__}")
         commits = self._commits()
         if key is None:
             return commits
@@ -459,7 +489,8 @@ class Store(_core.StoreBase, AtomicMapping):
         -------
         Diff
             ``added`` and ``removed`` keys; ``changed``: key -> list of flat element ranges ``(lo, hi)`` in memory
-            order, or None if the object changed as a whole.
+            order, or None if the object changed as a whole. A key whose pages are the same again (by :meth:`revert`,
+            say) is not listed; one that was assigned anew is, as None, also if its bytes are equal.
         """
         with self._borrow(a) as sa, self._borrow(b) as sb:
             result = Diff(set(), set(), {})
@@ -483,6 +514,8 @@ class Store(_core.StoreBase, AtomicMapping):
     def revert(self, key: str, version: Any) -> int:
         """Make the content that `key` had at `version` the newest again; copies no data. Returns the new version number."""
         with self._borrow(version) as old:
+            if key not in old:
+                raise KeyError(key)
             while True:
                 t = self.begin(message=f"revert {key} to version {old.version}")
                 try:
@@ -496,11 +529,14 @@ class Store(_core.StoreBase, AtomicMapping):
     def wait(self, version: int | None = None, key: str | None = None, timeout: float | None = None) -> int | None:
         """Sleep until something newer than `version` (default: now) is committed; with `key` until that key changed.
 
-        Returns the newest version number, or None after `timeout` seconds. Does not poll.
+        Returns the newest version number, or None after `timeout` seconds. Does not poll. ClosedError if another thread
+        closes the store meanwhile.
         """
         from ._open import timeout_ns
 
-        after = self.version if version is None else int(version)
+        after = self.version if version is None else operator.index(version)
+        if not 0 <= after < 2**63:
+            raise ValueError(f"version {after} is none that can be waited for: versions count from 0")
         if key is not None and not isinstance(key, str):
             raise TypeError(f"keys are str, not {type(key).__name__}")
         return self._wait(after, key, -1 if timeout is None else timeout_ns(timeout))
@@ -563,7 +599,7 @@ class Store(_core.StoreBase, AtomicMapping):
         }
 
     def close(self) -> None:
-        """End the use of this Store. Idempotent; arrays and snapshots handed out stay valid."""
+        """End the use of this Store. Idempotent; arrays and snapshots handed out stay valid, transactions can be ended."""
         if not self.closed:
             self.closed = True
             self._close()

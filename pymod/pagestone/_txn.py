@@ -136,6 +136,9 @@ class Transaction(_core.TransactionBase, AtomicMapping):
     def _iter_keys(self, prefix: str) -> Iterator[str]:
         return iter(list(self._iter(prefix, True, "k")))
 
+    def _first(self, prefix: str = "") -> str | None:
+        return next(self._iter(prefix, True, "k"), None)
+
     def __len__(self) -> int:
         return sum(1 for _ in self._iter("", False, "k"))
 
@@ -222,6 +225,9 @@ class Transaction(_core.TransactionBase, AtomicMapping):
 
     def append(self, key: str, values: Any) -> None:
         """Append rows along axis 0; O(what is added). Two transactions that both append both land, in commit order.
+
+        So under "snapshot" isolation reading the shape and then appending does not conflict with another append: the
+        rows may land behind those of others. :meth:`landed` says where, after the commit; "serializable" conflicts.
 
         Parameters
         ----------

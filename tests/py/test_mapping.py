@@ -46,6 +46,19 @@ def test_keys_come_in_order_and_popitem_takes_the_first(store):
     assert store.group("a").popitem() == ("y", "a/y")
 
 
+def test_popitem_looks_at_no_more_than_the_first_key(store, monkeypatch):
+    store.update({f"g/{i}": i for i in range(20)})
+    monkeypatch.setattr(ps.Transaction, "_iter_keys", None)  # which lists all keys
+    assert store.popitem() == ("g/0", 0)
+    assert store.group("g").popitem() == ("1", 1)
+    with store.begin() as t:
+        assert t.popitem() == ("g/10", 10)
+        assert t.group("g").popitem() == ("11", 11)
+    assert len(store) == 16
+    with pytest.raises(KeyError):
+        store.group("none").popitem()
+
+
 def test_iteration_sees_one_snapshot(store):
     store.update(a=1, b=2, c=3)
     seen = []
@@ -140,8 +153,10 @@ def test_get_does_not_hide_a_keyerror_of_the_object_itself(store):
     for mapping in (store, store.begin(), store.snapshot()):
         with pytest.raises(KeyError, match="inner"):
             mapping["bad"]
-    with pytest.raises(KeyError, match="inner"):
-        store.get("bad", None)
+    for mapping in (store, store.snapshot()):
+        with pytest.raises(KeyError, match="inner"):
+            mapping.get("bad", None)
+        assert mapping.get("nothing") is None and mapping.get(5, 6) == 6
 
 
 class RaisesWhenLoaded:
@@ -178,6 +193,12 @@ def test_malformed_keys(store, key):
         del store[key]
     assert key not in store
     assert store.get(key) is None
+    for read in (lambda: store.pop(key), lambda: store.revert(key, 0), lambda: store.update_with(key, lambda v: v)):
+        with pytest.raises(KeyError):
+            read()
+    assert store.pop(key, 5) == 5
+    with pytest.raises(ValueError):
+        store.update_with(key, lambda v: v, default=1)
     assert store.version == 0
 
 
@@ -226,9 +247,10 @@ def test_group_keys_and_errors_are_relative(store):
     assert e.value.args == ("y",)
     with pytest.raises(TypeError):
         g[3] = 1
-    for bad in ("", "/", "a//b", "..", "a\0"):
-        with pytest.raises(ValueError):
-            store.group(bad)
+    for bad in ("", "/", "a//b", "..", "a\0", "a\udc80"):
+        for parent in (store, g, store.snapshot()):
+            with pytest.raises(ValueError):
+                parent.group(bad)
     with pytest.raises(TypeError):
         store.group(3)
     store["gg"] = 2

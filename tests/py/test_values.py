@@ -309,6 +309,27 @@ def test_object_masked_and_matrix_arrays(store):
         assert store["t"].tolist() == ["abc", "x" * 100]
 
 
+def test_update_with_stores_pickled_arrays_that_were_changed_in_place(store):
+    store["o"] = np.array([1, None], object)
+    store["m"] = np.ma.masked_array([1, 2], [0, 1])
+    store["x"] = np.arange(3)
+
+    def change(a):
+        a[0] = 5
+        return a
+
+    for key in "omx":
+        before = store.version
+        assert store.update_with(key, change)[0] == 5
+        assert store[key][0] == 5 and store.version == before + 1
+
+
+def test_texts_of_gigabytes_are_left_to_pickle():
+    large = bytes(2**30)  # no page of it is touched
+    assert _plain_encode(large[:5]) is not None
+    assert _plain_encode([large]) is None and _plain_encode({"a": large}) is None
+
+
 def test_bytearrays_and_pickle_buffers_inside_of_objects(store):
     store["o"] = (bytearray(b"x" * 5000), pickle.PickleBuffer(b"abc" * 1000), b"q" * 5000)
     a, b, c = store["o"]
