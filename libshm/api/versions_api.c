@@ -43,16 +43,28 @@ int pgs_diff(pgs_snapshot *a, pgs_snapshot *b,
     return pgs__diff(a, b, fn, ctx, err);
 }
 
+/* Nobody else would end the wait of a thread whose store another thread closed. */
+static int ended(void *ctx)
+{
+    pgs_store *s = ctx;
+    return atomic_load(&s->closed) || (s->wait.interrupted && s->wait.interrupted(s->wait.ctx));
+}
+
 int pgs_wait(pgs_store *s, uint64_t after, const void *key, size_t len, int64_t timeout_ns, uint64_t *version,
              struct pgs_error *err)
 {
-    struct pgs__wait w = s->wait;
+    struct pgs__wait w = {.timeout_ns = timeout_ns, .interrupted = ended, .ctx = s};
     int rc = pgs__store_use(s, false, err);
     if (rc) return rc;
-    w.timeout_ns = timeout_ns;
-    if (!key) return pgs__wait_version(s->s, after, &w, version, err);
-    rc = pgs__name_check(key, len, err);
-    return rc ? rc : pgs__wait_key(s->s, after, key, len, &w, version, err);
+    if (key) rc = pgs__name_check(key, len, err);
+    if (rc) return rc;
+    if (key)
+        rc = pgs__wait_key(s->s, after, key, len, &w, version, err);
+    else
+        rc = pgs__wait_version(s->s, after, &w, version, err);
+    if (rc != -PGS_EINTR || !atomic_load(&s->closed)) return rc;
+    if (err) *err = (struct pgs_error){0};
+    return pgs__store_use(s, false, err);
 }
 
 int pgs_lease(pgs_store *s, uint64_t gen, uint64_t ns, struct pgs_error *err)

@@ -52,7 +52,7 @@ enum {
     PGS_EFORKED = 18,   /* a transaction used in another process than the one that began it */
     PGS_E2BIG = 19,     /* a key, shape or object beyond the limits */
     PGS_ETYPE = 20,     /* the object's kind, dtype or shape does not fit the call */
-    PGS_ESTALE = 21,    /* the store was replaced (mode "w"); open it again */
+    PGS_ESTALE = 21,    /* the store was replaced (mode "w") or deleted; open it again */
     PGS_ETIMEDOUT = 22, /* pgs_wait: nothing happened */
     PGS_ENAME = 23,     /* a malformed key */
     PGS_EWORKER = 24,   /* a worker of a shared transaction was lost (reserved) */
@@ -86,7 +86,7 @@ enum pgs_history_kind {
 };
 struct pgs_options {
     enum pgs_mode mode; /* 0: PGS_MODE_A */
-    uint64_t size;      /* quota in bytes; 0: keep (new stores: the file system decides); UINT64_MAX: remove it */
+    uint64_t size;      /* quota in bytes, 128 KiB or more; 0: keep (new stores: none); UINT64_MAX: remove it */
     enum pgs_durability durability; /* KEEP: as stored; new stores: none on tmpfs and memfd, full on disk */
     enum pgs_history_kind history;
     uint64_t history_value; /* versions, bytes or ns */
@@ -306,12 +306,14 @@ enum pgs_change { PGS_ADDED = 1, PGS_REMOVED = 2, PGS_CHANGED = 3 };
 struct pgs_range {
     uint64_t lo, hi;
 };
-/* What differs between two snapshots, by key. ranges: n > 0 for arrays changed in place (elements, memory order); n == 0: the object as a whole. */
+/* What differs between two snapshots, by key. ranges: n > 0 for arrays changed in place (elements, memory order); n == 0: the object as a whole. A new object over the pages of the
+ * old one (revert, copy) does not differ; one with pages of its own does, whatever they hold. */
 PGS_PUBLIC int pgs_diff(pgs_snapshot *a, pgs_snapshot *b,
                         int (*fn)(void *ctx, const void *key, size_t len, enum pgs_change what,
                                   const struct pgs_range *ranges, size_t n),
                         void *ctx, struct pgs_error *err);
-/* Sleep until a version > `after` exists (and, with key, until that key's object differs from the one at `after`). *version: the newest. */
+/* Sleep until a version > `after` exists (and, with key, until that key's object differs from the one at `after`). *version: the newest. -PGS_ECLOSED within a second of a pgs_close by
+ * another thread. */
 PGS_PUBLIC int pgs_wait(pgs_store *s, uint64_t after, const void *key, size_t len, int64_t timeout_ns,
                         uint64_t *version, struct pgs_error *err);
 

@@ -4,7 +4,8 @@
  * Two tree diffs, one inside the other: of the catalogs, which skips every subtree that both share, and for an array that was changed in place, of its page maps. Pages that differ are then
  * compared byte by byte, since a page that was written again may hold the same bytes. So the time goes with the change, not with the store.
  *
- * Records that differ with the same revision (compact moved the pages) are no change.
+ * Records that differ with the same revision (compact moved the pages) are no change, nor is a new object over the very pages of the old one (revert, copy, an array put back). Where a
+ * new object has pages of its own it counts as changed as a whole: they are not read.
  */
 #include "libshm/platform/mem.h"
 #include "libshm/txn/versions.h"
@@ -113,6 +114,20 @@ static bool in_place(const struct pgs__object *a, const struct pgs__object *b)
     return pgs__object_same_type(a, b, true) && (a->order != 'F' || a->ndim <= 1);
 }
 
+static int see_difference(void *ctx, uint64_t lo, uint64_t hi)
+{
+    (void)ctx;
+    return lo < hi; /* one is enough */
+}
+
+/* 1: the same type over the same pages; 0: not, or not known. */
+static int same_backing(struct diff *d, const struct pgs__object *a, const struct pgs__object *b)
+{
+    if (a->kind != b->kind || a->content.n_bytes != b->content.n_bytes || !pgs__object_same_type(a, b, false)) return 0;
+    int rc = pgs__content_diff(d->c.pf, &a->content, &b->content, see_difference, NULL, d->err);
+    return rc < 0 ? rc : rc == 0;
+}
+
 static int diff_changed(struct diff *d, struct pgs_span key, struct pgs_span va, struct pgs_span vb)
 {
     struct pgs__object a, b;
@@ -120,7 +135,11 @@ static int diff_changed(struct diff *d, struct pgs_span key, struct pgs_span va,
     if (rc == 0) rc = pgs__object_decode(d->c.pf, key, vb, &b, d->err);
     if (rc) return rc;
     if (pgs__object_same_revision(&a, &b)) return 0;
-    if (!in_place(&a, &b)) return d->fn(d->ctx, key.p, key.len, PGS_CHANGED, NULL, 0);
+    if (!in_place(&a, &b)) {
+        rc = same_backing(d, &a, &b);
+        if (rc < 0) return pgs__name_object(d->err, rc, key.p, key.len);
+        return rc ? 0 : d->fn(d->ctx, key.p, key.len, PGS_CHANGED, NULL, 0);
+    }
     d->c.err = d->err;
     rc = compare_arrays(&d->c, &a, &b);
     if (rc) return pgs__name_object(d->err, rc, key.p, key.len);

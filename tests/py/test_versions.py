@@ -79,6 +79,22 @@ def test_at_a_time(store):
         store.at(dt.datetime(2000, 1, 1))
 
 
+def test_times_far_away_and_of_pandas(store):
+    pd = pytest.importorskip("pandas")
+    store["a"] = 1
+    utc = dt.timezone.utc
+    for late in (dt.datetime(2300, 1, 1), dt.datetime.max, dt.datetime.max.replace(tzinfo=utc)):
+        assert store.at(late).version == 1
+    for early in (dt.datetime(1960, 1, 1), dt.datetime.min, dt.datetime.min.replace(tzinfo=utc)):
+        with pytest.raises(ValueError, match="did not exist"):
+            store.at(early)
+    now = pd.Timestamp(store.at(1).time)
+    assert store.at(now).version == store.at(now.tz_localize(None)).version == 1
+    assert store.at(now - pd.Timedelta(1, "us")).version == 0
+    with pytest.raises(ValueError, match="NaT"):
+        store.at(pd.NaT)
+
+
 def test_a_time_in_a_gap_is_expired():
     s = ps.open(history=1)
     s["a"] = 0
@@ -201,6 +217,42 @@ def test_diff(store):
     assert store.diff(v, -1).changed["x"] is None
 
 
+def test_diff_leaves_out_what_was_brought_back(store):
+    store["x"], store["big"], store["o"] = np.arange(10), np.arange(200_000.0), (1, 2)
+    v = store.version
+    with store.begin() as t:
+        t["x"][3], t["big"][7] = -1, -1
+        t["o"] = (3,)
+    for key in ("x", "big", "o"):
+        assert key in store.diff(v, -1).changed
+        store.revert(key, v)
+        assert key not in store.diff(v, -1).changed and key not in store.diff(-1, v).changed
+    assert store.diff(v, -1) == (set(), set(), {})
+    del store["big"]
+    assert store.diff(v, -1).removed == {"big"}
+    store.revert("big", v)
+    store["x"] = store.at(v)["x"]
+    assert store.diff(v, -1) == (set(), set(), {})
+    with store.begin() as t:
+        t["big"][100_000] = 0
+    assert store.diff(v, -1) == (set(), set(), {"big": None})
+    store["big"] = store["big"].astype("f4")
+    assert store.diff(v, -1).changed == {"big": None}
+
+
+def test_create_returns_the_array_that_it_made(store, monkeypatch):
+    commit = ps.Transaction.commit
+
+    def and_somebody_deletes_it(t, message=None):
+        version = commit(t, message)
+        monkeypatch.undo()
+        del store["x"]
+        return version
+
+    monkeypatch.setattr(ps.Transaction, "commit", and_somebody_deletes_it)
+    assert store.create("x", 3).version == 1 and "x" not in store
+
+
 def test_revert(store):
     store["x"] = np.arange(200_000.0)
     store["o"] = (1,)
@@ -247,8 +299,24 @@ def test_wait(store):
     assert got == [4]
     assert store.wait(key="b", timeout=0.01) is None
     assert store.wait(2, key="a", timeout=1) == 4
-    with pytest.raises(TypeError):
-        store.wait(key=5)
+    for arguments, error in (({"key": 5}, TypeError), ({"version": 1.5}, TypeError), ({"version": "0"}, TypeError)):
+        with pytest.raises(error):
+            store.wait(timeout=0.01, **arguments)
+    for version in (-1, 2**64 + 3):
+        with pytest.raises(ValueError, match="versions count from 0"):
+            store.wait(version, timeout=0.01)
+    with pytest.raises(TypeError, match="keys are str"):
+        store.log(5)
+
+
+@pytest.mark.parametrize("key", [None, "x"])
+def test_closing_a_store_ends_the_waits_on_it(key):
+    s = ps.open()
+    with pytest.raises(ValueError, match="closed"):
+        closer = threading.Timer(0.1, s.close)
+        closer.start()
+        s.wait(key=key, timeout=60)
+    closer.join()
 
 
 def test_wait_for_another_process(path):
