@@ -8,6 +8,8 @@
 #include "libshm/txn/store.h"
 #include "libshm/txn/upkeep.h"
 
+/* A store's own pages: superblocks, records and the trees of an empty store while a commit writes new ones beside them. Below this the first commits fail. */
+#define MIN_SIZE (128u << 10)
 #define DEFAULT_TIMEOUT_NS (30ll * 1000000000ll)
 enum { HANDLE_PATH = 'P', HANDLE_MEMBERS = 'A' };
 
@@ -29,6 +31,9 @@ static int check_options(const struct pgs_options *o, struct pgs_error *err)
 {
     if (o->mode < PGS_MODE_R || o->mode > PGS_MODE_X)
         return pgs__fail(err, PGS_EINVAL, "an unknown mode; use one of r, r+, a, w, x");
+    if (o->size && o->size < MIN_SIZE)
+        return pgs__fail(err, PGS_EINVAL, "size= of %llu bytes is too small: a store needs at least %u bytes (%u KiB)",
+                         (unsigned long long)o->size, MIN_SIZE, MIN_SIZE >> 10);
     if (o->durability < PGS_DUR_KEEP || o->durability > PGS_DUR_FULL)
         return pgs__fail(err, PGS_EINVAL, "an unknown durability; use none, ordered or full");
     if (o->history < PGS_HIST_KEEP || o->history > PGS_HIST_ALL)
@@ -149,7 +154,10 @@ int pgs_close(pgs_store *st, struct pgs_error *err)
     bool ordered = l.meta.hdr.durability == PGS_DUR_ORDERED;
     pgs__meta_end(st->s, &l);
     if (!ordered || atomic_load(&st->s->ctl.c->state) != 1) return 0; /* replaced: its commits are nobody's any more */
-    return pgs__make_durable(st->s, &st->wait, err);
+    rc = pgs__make_durable(st->s, &st->wait, err);
+    if (rc != -PGS_ESTALE) return rc;
+    if (err) *err = (struct pgs_error){0}; /* deleted: as if replaced */
+    return 0;
 }
 
 void pgs_store_unref(pgs_store *st)

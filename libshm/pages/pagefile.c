@@ -127,6 +127,7 @@ int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err)
     if (rc < 0 && rc != -EBADF) return pgs__fail_os(err, -rc, "cannot look at the page file");
     if (rc == 0 && (uint64_t)st.st_dev == pf->dev && (uint64_t)st.st_ino == pf->ino) {
         see_size(pf, &st);
+        if (st.st_nlink == 0 && !pf->anonymous) atomic_store(&pf->unlinked, true);
         return 0;
     }
     if (pf->anonymous) return pgs__fail(err, PGS_EIO, "the store's descriptor was closed by the program");

@@ -31,6 +31,7 @@ struct pgs__pagefile {
     int dir_fd;     /* of the store's directory; -1 for anonymous stores */
     bool writable;  /* fd is O_RDWR */
     bool anonymous;
+    _Atomic bool unlinked; /* pgs__pagefile_check_fd saw a file without a name; never set for anonymous stores */
     enum pgs__fs_kind fs;
     uint64_t dev, ino;
     uint8_t uuid[16];

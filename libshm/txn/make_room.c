@@ -316,6 +316,9 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, st
     (void)head_record(s, &hdr, NULL);
     (void)pgs__readers(s, find_worst, &w, NULL);
     uint64_t by_fs = can_back(s, &hdr), by_quota = quota_leaves(&hdr), can = pgs__min_u64(by_fs, by_quota);
+    uint64_t used = (hdr.hw_pages - pgs__min_u64(hdr.hw_pages, hdr.pages_free)) << PGS_PAGE_SHIFT;
+    if (hdr.quota_bytes) /* free pages behind the quota's end help nobody */
+        can = pgs__min_u64(can, hdr.quota_bytes > used ? hdr.quota_bytes - used : 0);
     if (hdr.quota_bytes) snprintf(limit, sizeof limit, "of a quota of %s", human(hdr.quota_bytes, quota));
     if (w.n && w.first == w.last)
         snprintf(who, sizeof who, "; process %llu (%s) pins version %llu (%s)", (unsigned long long)w.pid, w.command,

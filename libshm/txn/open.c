@@ -64,14 +64,51 @@ static bool may_create(enum pgs_mode mode)
     return mode == PGS_MODE_A || mode == PGS_MODE_W || mode == PGS_MODE_X;
 }
 
+/* Whatever the path itself names, links not followed. */
+static bool look(const char *path, struct stat *st)
+{
+    int fd = pgs__file_ops->open(path, O_PATH | O_NOFOLLOW, 0);
+    bool found = fd >= 0 && pgs__file_ops->fstat(fd, st) == 0;
+    if (fd >= 0) pgs__file_ops->close(fd);
+    return found;
+}
+
+static bool is_link(const char *path)
+{
+    struct stat st;
+    return look(path, &st) && S_ISLNK(st.st_mode);
+}
+
+static bool parent_exists(const char *path, int n)
+{
+    char parent[4096];
+    struct stat st;
+    if (n >= (int)sizeof parent) return false;
+    snprintf(parent, sizeof parent, "%.*s", n ? n : 1, n ? path : path[0] == '/' ? "/" : ".");
+    return look(parent, &st) && S_ISDIR(st.st_mode);
+}
+
+/* open() found nothing behind the link and mkdir() the link itself. */
+static int fail_link(struct pgs__opening *o, struct pgs_error *err)
+{
+    if (o->mode == PGS_MODE_X) return pgs__fail(err, PGS_EEXIST, "%s exists already (mode \"x\"): a link", o->path);
+    return pgs__fail(err, PGS_ENOENT, "%s is a link to a directory that does not exist: create that or remove the link",
+                     o->path);
+}
+
 static int make_dir(struct pgs__opening *o, struct pgs_error *err)
 {
     int rc = pgs__file_ops->mkdir(o->path, 0700);
     if (rc == 0) o->made_dir = true;
+    if (rc == -EEXIST && is_link(o->path)) return fail_link(o, err);
     if (rc == 0 || rc == -EEXIST) return PGS__OPEN_AGAIN;
     if (rc != -ENOENT) return pgs__fail_os(err, -rc, "cannot create the store's directory %s", o->path);
     const char *slash = strrchr(o->path, '/');
     int n = slash ? (int)(slash - o->path) : 0;
+    if (parent_exists(o->path, n))
+        return pgs__fail(err, PGS_ENOENT,
+                         "the file system at %.*s lets nobody create a directory: choose another place", n ? n : 1,
+                         n ? o->path : "/");
     return pgs__fail(err, PGS_ENOENT, "no directory %.*s in which %s could be created", n ? n : 1, n ? o->path : ".",
                      o->path);
 }
@@ -85,6 +122,9 @@ static int open_dir(struct pgs__opening *o, struct pgs_error *err)
     }
     if (fd == -ENOENT && may_create(o->mode)) return make_dir(o, err);
     if (fd == -ENOENT) return pgs__fail(err, PGS_ENOENT, "no store at %s", o->path);
+    struct stat st;
+    if (fd == -ENOTDIR && o->mode == PGS_MODE_X && look(o->path, &st))
+        return pgs__fail(err, PGS_EEXIST, "%s exists already (mode \"x\")", o->path);
     if (fd == -ENOTDIR) return pgs__fail(err, PGS_ENOTSTORE, "%s is not a directory, so no store", o->path);
     return pgs__fail_os(err, -fd, "cannot open the directory %s", o->path);
 }

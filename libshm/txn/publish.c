@@ -60,7 +60,12 @@ static int may_commit(struct pgs__session *s, struct pgs_error *err)
             err, PGS_EREADONLY,
             "the disk failed to take the store's data (fdatasync): read only until every process has closed it "
             "and one opens it again");
-    return pgs__pagefile_check_fd(&s->pf, err);
+    int rc = pgs__pagefile_check_fd(&s->pf, err);
+    if (rc == 0 && atomic_load(&s->pf.unlinked)) /* what is committed there is gone with the last who has it open */
+        rc = pgs__fail(err, PGS_ESTALE,
+                       "the store at %s was deleted: what is open stays readable; copy it into a new store to keep it",
+                       s->pf.path ? s->pf.path : "its path");
+    return rc;
 }
 
 /* The last owner died inside, or its heir could not repair: do it now. Consistent in any case, or nobody could ever lock again. */

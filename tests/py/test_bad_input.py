@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -472,6 +473,9 @@ def test_a_store_that_was_replaced(path):
     ("arguments", "error", "text"),
     [
         ({"mode": "q"}, ValueError, "'r', 'r\\+', 'a', 'w', 'x'"),
+        ({"mode": ["a"]}, ValueError, "'r', 'r\\+', 'a', 'w', 'x'"),
+        ({"durability": []}, ValueError, "'none', 'ordered', 'full'"),
+        ({"allow_pickle": "no"}, TypeError, "True, False or None"),
         ({"size": "5 florin"}, ValueError, "GiB"),
         ({"size": 0}, ValueError, "positive"),
         ({"size": -5}, ValueError, "positive"),
@@ -480,6 +484,8 @@ def test_a_store_that_was_replaced(path):
         ({"durability": "some"}, ValueError, "'none', 'ordered', 'full'"),
         ({"history": "x"}, ValueError, "30min"),
         ({"history": -1}, ValueError, "negative"),
+        ({"history": 2**64 + 5}, ValueError, "out of range.*all"),
+        ({"history": "99999999999999w"}, ValueError, "out of range.*all"),
         ({"history": 1.5}, TypeError, "history"),
         ({"timeout": -1}, ValueError, "timeout"),
         ({"timeout": "x"}, TypeError, ""),
@@ -491,6 +497,101 @@ def test_arguments_of_open(shm_path, arguments, error, text):
         ps.open(shm_path, **arguments)
     says(e.value, text)
     assert not os.path.exists(shm_path)
+
+
+def test_a_size_below_what_a_store_needs(path):
+    for size in (1, 4096, "100kB", 128 * 1024 - 1):
+        for where in (path, None):
+            with pytest.raises(ValueError) as e:
+                ps.open(where, size=size)
+            says(e.value, "too small", "at least 131072 bytes")
+    assert not os.path.exists(path)
+    with ps.open(path, "x", size=128 * 1024) as s:
+        for i in range(300):
+            s["x"] = i
+        with pytest.raises(ValueError):
+            ps.open(path, size=4096)
+        with pytest.raises(ValueError):
+            ps.open(path, "w", size=4096)
+        s["x"] = "still there"
+        assert s["x"] == "still there" and s.info()["size"] == 128 * 1024
+
+
+def test_a_full_store_tells_no_more_free_than_its_quota():
+    s = ps.open(size="1MB", history=0)
+    s["x"] = 1
+    with pytest.raises(ps.StoreFullError) as e:
+        s["y"] = np.zeros(1_000_000)
+    free = re.search(r"([\d.]+) ([kM])B free of a quota of 1.0 MB", str(e.value))
+    assert free and float(free[1]) * {"k": 1e3, "M": 1e6}[free[2]] < 1e6, str(e.value)
+
+
+def test_stores_and_snapshots_made_by_hand(store):
+    for make in (lambda: ps.Store(), lambda: ps.Store("/tmp/x.ps"), lambda: ps.Store(path="x")):
+        with pytest.raises(TypeError) as e:
+            make()
+        says(e.value, r"pagestone\.open")
+    for make in (lambda: ps.Snapshot(), lambda: ps.Snapshot("x"), lambda: ps.Snapshot(store=store)):
+        with pytest.raises(TypeError) as e:
+            make()
+        says(e.value, r"Store\.snapshot\(\)", r"Store\.at\(\)")
+
+
+def test_a_store_that_was_deleted(path):
+    for durability in ("none", "ordered", "full"):
+        s = ps.open(path, "x", durability=durability)
+        s["x"] = np.arange(100_000)
+        x, t = s["x"], s.begin()
+        t["y"] = 1
+        shutil.rmtree(path)
+        for write in (lambda: s.__setitem__("y", 1), t.commit, s.gc, lambda: s.tag("t"), lambda: s.pop("x")):
+            with pytest.raises(ps.StaleStoreError) as e:
+                write()
+            says(e.value, "deleted", re.escape(path), "copy it into a new store")
+        assert "StaleStoreError" in in_child(lambda: s.__setitem__("y", 1))
+        np.testing.assert_array_equal(x, np.arange(100_000))
+        assert list(s) == ["x"] and s.version == 1 and s.check().ok
+        with ps.open(path, "x") as new:
+            new.update(s)
+            assert new == s
+        s.close()
+        shutil.rmtree(path)
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError) as e:
+        ps.open(tmp_path / "file", "x")
+    says(e.value, "exists already")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for mode, error in (
+        ("a", FileNotFoundError),
+        ("w", FileNotFoundError),
+        ("r", FileNotFoundError),
+        ("x", FileExistsError),
+    ):
+        with pytest.raises(error) as e:
+            ps.open(tmp_path / "link", mode)
+        if mode != "r":
+            says(e.value, "link")
+    (tmp_path / "nothing").mkdir()
+    ps.open(tmp_path / "link").close()
+    before = os.getcwd()
+    (tmp_path / "empty").mkdir()
+    os.chdir(tmp_path / "empty")
+    try:
+        for path in ("", b""):
+            with pytest.raises(FileNotFoundError) as e:
+                ps.open(path)
+            says(e.value, "an empty path", "None")
+        assert os.listdir() == []
+    finally:
+        os.chdir(before)
+    if os.path.isdir("/proc/self"):
+        with pytest.raises(OSError) as e:
+            ps.open("/proc/pagestone-test.ps")
+        says(e.value, "/proc")
+        assert "no directory /proc" not in str(e.value)
 
 
 def test_begin_and_transaction_arguments(store):
