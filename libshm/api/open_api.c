@@ -171,7 +171,8 @@ void pgs_store_unref(pgs_store *st)
 
 int pgs_store_info(pgs_store *st, struct pgs_info *out, struct pgs_error *err)
 {
-    struct pgs_info i = {.path = st->s->pf.path, .mode = st->mode, .owner_private = st->owner_private};
+    const struct pgs__pagefile *pf = &st->s->pf;
+    struct pgs_info i = {.path = pf->anonymous ? NULL : pf->path, .mode = st->mode, .owner_private = st->owner_private};
     struct pgs__ledger l;
     enum pgs__fs_kind kind;
     int rc = pgs__store_use(st, false, err);
@@ -184,11 +185,11 @@ int pgs_store_info(pgs_store *st, struct pgs_info *out, struct pgs_error *err)
     i.history_value = hdr->history_value;
     i.checksums = hdr->checksums != 0;
     pgs__meta_end(st->s, &l);
-    memcpy(i.uuid, st->s->pf.uuid, sizeof i.uuid);
+    memcpy(i.uuid, pf->uuid, sizeof i.uuid);
     i.read_only = st->mode == PGS_MODE_R || !st->s->writable;
-    if (st->s->pf.anonymous)
+    if (pf->anonymous && !pf->path)
         snprintf(i.fs, sizeof i.fs, "memfd");
-    else if (pgs__fs_kind(st->s->pf.fd, &kind, i.fs) < 0)
+    else if (pgs__fs_kind(pf->fd, &kind, i.fs) < 0)
         snprintf(i.fs, sizeof i.fs, "unknown");
     *out = i;
     return 0;

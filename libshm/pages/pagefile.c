@@ -130,7 +130,7 @@ int pgs__pagefile_check_fd(struct pgs__pagefile *pf, struct pgs_error *err)
         if (st.st_nlink == 0 && !pf->anonymous) atomic_store(&pf->unlinked, true);
         return 0;
     }
-    if (pf->anonymous) return pgs__fail(err, PGS_EIO, "the store's descriptor was closed by the program");
+    if (pf->anonymous && !pf->path) return pgs__fail(err, PGS_EIO, "the store's descriptor was closed by the program");
     int fd = reopen(pf, pf->writable ? O_RDWR : O_RDONLY);
     if (fd < 0)
         return pgs__fail(err, PGS_EIO,

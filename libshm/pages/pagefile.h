@@ -28,14 +28,14 @@ struct pgs__cold_ops; /* extents/cold.h */
 
 struct pgs__pagefile {
     _Atomic int fd; /* changes only when pgs__pagefile_check_fd had to reopen the file */
-    int dir_fd;     /* of the store's directory; -1 for anonymous stores */
+    int dir_fd;     /* of the store's directory; -1 for memfds */
     bool writable;  /* fd is O_RDWR */
-    bool anonymous;
+    bool anonymous; /* a memfd; or made in a directory that nobody knows (txn/anonymous_dir.c) */
     _Atomic bool unlinked; /* pgs__pagefile_check_fd saw a file without a name; never set for anonymous stores */
     enum pgs__fs_kind fs;
     uint64_t dev, ino;
     uint8_t uuid[16];
-    char *path;            /* of the directory, absolute; NULL for anonymous stores */
+    char *path;            /* of the directory, absolute; NULL for memfds */
     const uint8_t *window; /* address of page 0; NULL when the whole file is reached through segments */
     uint64_t window_pages; /* 0 without a window */
     _Atomic(struct pgs__segments *) segments; /* for pages beyond the window; made at first need; window.c */

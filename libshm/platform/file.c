@@ -127,6 +127,12 @@ static int real_mkdir(const char *path, mode_t mode)
     return RETRY(int, mkdir(path, mode));
 }
 
+static int real_rmdir(const char *path)
+{
+    INJECT_FILE();
+    return RETRY(int, rmdir(path));
+}
+
 static void *real_map(int fd, enum pgs__map_kind kind, void *addr, size_t len, off_t off, int *rc)
 {
     static const struct {
@@ -168,6 +174,7 @@ const struct pgs__file_ops pgs__file_ops_real = {
     .renameat = real_renameat,
     .unlinkat = real_unlinkat,
     .mkdir = real_mkdir,
+    .rmdir = real_rmdir,
     .map = real_map,
     .unmap = real_unmap,
 };

@@ -3,7 +3,7 @@
  *
  * Every file operation of the library goes through the table that pgs__file_ops points to: in production the
  * real calls, in tests a recorder, an injector or a replayer stacked on top of them. Nothing else in libshm calls open, pread,
- * pwrite, ftruncate, fallocate, fsync, mmap of a file, rename, unlink or mkdir directly. (Anonymous memory, and munmap and madvise of
+ * pwrite, ftruncate, fallocate, fsync, mmap of a file, rename, unlink, mkdir or rmdir directly. (Anonymous memory, and munmap and madvise of
  * our own mappings, go through platform/vm.h or are called directly; platform itself reads /proc directly.)
  *
  * Conventions: functions return ≥ 0 or -errno (never set errno, never return short on success of a *_full call), handle EINTR,
@@ -42,6 +42,7 @@ struct pgs__file_ops {
     int (*renameat)(int dir_fd, const char *from, const char *to);
     int (*unlinkat)(int dir_fd, const char *name);
     int (*mkdir)(const char *path, mode_t mode);
+    int (*rmdir)(const char *path);
     /* addr != NULL: MAP_FIXED over a range that the caller has reserved. Returns MAP_FAILED and sets *rc = -errno. */
     void *(*map)(int fd, enum pgs__map_kind kind, void *addr, size_t len, off_t off, int *rc);
     /* Every MAP_WRITE mapping ends here (also those that turn private), so that a recorder sees the last stores. */

@@ -12,6 +12,9 @@
  *     36      per member: u32 pid, u32 descriptor of the page file, u32 of the control file
  *
  * A handle is input: what is found behind a number is believed only when superblock and control file carry the uuid.
+ *
+ * Where memfds cannot be opened again the store lies in a directory (anonymous_dir.c), and its handle is magic, uuid,
+ * length (u32) and path of the base.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,8 +27,12 @@
 
 #define HANDLE_MAGIC 0x31646e61686e6f41ull
 #define HANDLE_HEAD 36u
+#define DIR_MAGIC 0x31726964686e6f41ull
+#define DIR_HEAD 28u
 #define MEMBER_BYTES 12u
 #define MEMBERS_MAX 8u
+
+static const struct pgs_options defaults = {.mode = PGS_MODE_A};
 
 struct member {
     uint32_t pid, pages, control;
@@ -47,15 +54,14 @@ static int usable(struct pgs_error *err)
     if (sysconf(_SC_PAGESIZE) != PGS_PAGE_SIZE)
         return pgs__fail(err, PGS_ENOTSUP, "this kernel has pages of %ld bytes; Pagestone needs 4096",
                          sysconf(_SC_PAGESIZE));
-    if (!pgs__cap(PGS__CAP_PROC_FD) || !pgs__cap(PGS__CAP_OFD))
-        return pgs__fail(err, PGS_ENOTSUP,
-                         "anonymous stores need /proc/self/fd and open-file-description locks: give a path");
+    if (!pgs__cap(PGS__CAP_OFD))
+        return pgs__fail(err, PGS_ENOTSUP, "this system has no open-file-description locks (%s)",
+                         pgs__cap_reason(PGS__CAP_OFD));
     return 0;
 }
 
 int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__session **out, struct pgs_error *err)
 {
-    static const struct pgs_options defaults = {.mode = PGS_MODE_A};
     struct pgs__pagefile pf;
     struct pgs__ctl ctl = {.fd = -1};
     struct pgs__super super;
@@ -64,6 +70,7 @@ int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__sessi
         return pgs__fail(err, PGS_EINVAL, "a store without a path is always a new one: modes \"a\", \"w\" and \"x\"");
     int rc = usable(err);
     if (rc) return rc;
+    if (!pgs__cap(PGS__CAP_PROC_FD)) return pgs__anonymous_dir_make(opt, out, err);
     int fd = pgs__file_ops->memfd("pagestone-pages");
     if (fd < 0) return pgs__fail_os(err, -fd, "cannot create anonymous memory");
     rc = pgs__pagefile_init(&pf, fd, -1, NULL, true, err);
@@ -97,6 +104,20 @@ static uint32_t list_members(struct pgs__session *s, struct member *m)
     return n;
 }
 
+static size_t dir_handle(const struct pgs__session *s, void *buf, size_t cap)
+{
+    uint8_t out[DIR_HEAD + PGS__ANONYMOUS_BASE_MAX];
+    uint64_t magic = DIR_MAGIC;
+    uint32_t base = (uint32_t)(strrchr(s->pf.path, '/') - s->pf.path);
+    pgs_assert(base <= PGS__ANONYMOUS_BASE_MAX);
+    memcpy(out, &magic, 8);
+    memcpy(out + 8, s->pf.uuid, 16);
+    memcpy(out + 24, &base, 4);
+    memcpy(out + DIR_HEAD, s->pf.path, base);
+    if (cap) memcpy(buf, out, pgs__min_u64(DIR_HEAD + base, cap));
+    return DIR_HEAD + base;
+}
+
 size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap)
 {
     uint8_t out[HANDLE_HEAD + MEMBERS_MAX * MEMBER_BYTES];
@@ -106,6 +127,7 @@ size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap)
         if (cap) memcpy(buf, s->pf.path, pgs__min_u64(len, cap));
         return len;
     }
+    if (s->pf.path) return dir_handle(s, buf, cap);
     uint32_t n = list_members(s, m);
     uint64_t magic = HANDLE_MAGIC;
     memcpy(out, &magic, 8);
@@ -188,13 +210,22 @@ static int open_path_handle(const char *handle, size_t len, const struct pgs_opt
     return pgs__session_open(path, opt, out, err);
 }
 
+static bool is_dir_handle(const uint8_t *p, size_t len)
+{
+    return len > DIR_HEAD && len <= DIR_HEAD + PGS__ANONYMOUS_BASE_MAX && pgs__get_u64(p) == DIR_MAGIC &&
+           pgs__get_u32(p + 24) == len - DIR_HEAD && p[DIR_HEAD] == '/' &&
+           memchr(p + DIR_HEAD, 0, len - DIR_HEAD) == NULL;
+}
+
 int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_options *opt, struct pgs__session **out,
                              struct pgs_error *err)
 {
     const uint8_t *p = handle;
     if (len > 0 && p[0] == '/') return open_path_handle(handle, len, opt, out, err);
+    bool in_dir = is_dir_handle(p, len);
     uint32_t n = len >= HANDLE_HEAD ? pgs__get_u32(p + 32) : 0;
-    if (n < 1 || n > MEMBERS_MAX || len != HANDLE_HEAD + n * MEMBER_BYTES || pgs__get_u64(p) != HANDLE_MAGIC)
+    if (!in_dir &&
+        (n < 1 || n > MEMBERS_MAX || len != HANDLE_HEAD + n * MEMBER_BYTES || pgs__get_u64(p) != HANDLE_MAGIC))
         return pgs__fail(err, PGS_EINVAL, "these %zu bytes are no handle of a store", len);
     struct pgs__session *s = pgs__session_find_uuid(p + 8);
     if (s) {
@@ -203,6 +234,11 @@ int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_op
     }
     int rc = usable(err);
     if (rc) return rc;
+    if (in_dir)
+        return pgs__anonymous_dir_join((const char *)p + DIR_HEAD, len - DIR_HEAD, p + 8, opt ? opt : &defaults, out,
+                                       err);
+    if (!pgs__cap(PGS__CAP_PROC_FD))
+        return pgs__fail(err, PGS_ENOTSUP, "the anonymous store is a memfd, which only /proc/self/fd can open again");
     for (uint32_t i = 0; i < n; i++) {
         struct member m;
         memcpy(&m, p + HANDLE_HEAD + i * MEMBER_BYTES, sizeof m);

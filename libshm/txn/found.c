@@ -65,8 +65,8 @@ int pgs__found(struct pgs__pagefile *pf, const struct pgs_options *opt, struct p
     struct pgs__ledger l = {0};
     uint64_t now = pgs__clock_real_ns();
     *super = (struct pgs__super){.version_ceiling = 1, .flags = PGS__SUPER_CLEAN, .created_ns = now};
-    pgs__random(super->uuid, sizeof super->uuid);
-    memcpy(pf->uuid, super->uuid, sizeof pf->uuid);
+    if (memcmp(pf->uuid, super->uuid, sizeof pf->uuid) == 0) pgs__random(pf->uuid, sizeof pf->uuid); /* zero */
+    memcpy(super->uuid, pf->uuid, sizeof pf->uuid);
     int rc = pgs__boot_id(super->boot_id);
     if (rc) return pgs__fail(err, PGS_EIO, "cannot tell this boot from another");
     uint8_t *image = pgs__calloc(1, PGS_PAGE_SIZE);

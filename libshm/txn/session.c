@@ -232,6 +232,7 @@ void pgs__session_unref(struct pgs__session *s)
     list_remove(s);
     if (!lost) pgs__mutex_unlock(&pgs__registry_mx);
     if (s->writable && !lost) pgs__slot_release(s);
+    if (s->writable && !lost) pgs__anonymous_dir_leave(&s->pf);
     pgs__space_end(s);
     struct pgs__pagefile pf = s->pf;
     struct pgs__ctl ctl = s->ctl;

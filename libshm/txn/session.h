@@ -89,7 +89,7 @@ void pgs__space_end(struct pgs__session *s); /* when the session ends; accepts o
 int pgs__session_open(const char *path, const struct pgs_options *opt, struct pgs__session **out,
                       struct pgs_error *err);
 int pgs__session_open_anonymous(const struct pgs_options *opt, struct pgs__session **out, struct pgs_error *err);
-/* Handle of an anonymous store: uuid, inode, pids of members. */
+/* Handle of an anonymous store: uuid, inode, pids of members; or uuid and directory. */
 int pgs__session_open_handle(const void *handle, size_t len, const struct pgs_options *opt, struct pgs__session **out,
                              struct pgs_error *err);
 size_t pgs__session_handle(struct pgs__session *s, void *buf, size_t cap); /* of a store with a path: the path */

@@ -75,12 +75,21 @@ void pgs__poison(struct pgs__session *s, uint64_t durable_seq);
 int pgs__weaken(struct pgs__session *s, uint64_t durable_seq, struct pgs_error *err);
 
 /* --- found.c: a new store -------------------------------------------------------------------------------------------------- */
-/* Fill an empty page file: first generation, both superblocks, on disk down to the medium. *root, *created_ns. */
+/* Fill an empty page file: first generation, both superblocks, on disk down to the medium. *root, *created_ns. The uuid is pf's, or random where that is zero. */
 int pgs__found(struct pgs__pagefile *pf, const struct pgs_options *opt, struct pgs__super *super,
                struct pgs_error *err);
 /* Fill a control file that nobody uses yet from a superblock, and make it ready. */
 int pgs__control_fill(struct pgs__ctl *ctl, int fd, const struct pgs__pagefile *pf, const struct pgs__super *super,
                       struct pgs_error *err);
+
+/* --- anonymous_dir.c: where there is no /proc/self/fd ------------------------------------------------------------------------ */
+#define PGS__ANONYMOUS_BASE_MAX 1000u /* bytes of the path of the directory in which they are made */
+int pgs__anonymous_dir_make(const struct pgs_options *opt, struct pgs__session **out, struct pgs_error *err);
+/* base and uuid are input. -PGS_ENOENT: gone. */
+int pgs__anonymous_dir_join(const char *base, size_t base_len, const uint8_t uuid[16], const struct pgs_options *opt,
+                            struct pgs__session **out, struct pgs_error *err);
+/* This process has given up its slot: if it was the last one, the directory goes. For every other store nothing. */
+void pgs__anonymous_dir_leave(const struct pgs__pagefile *pf);
 
 /* --- open.c, join.c ----------------------------------------------------------------------------------------------------------- */
 struct pgs__opening {

@@ -251,7 +251,11 @@ void pgs__slot_name(char command[96])
     size_t at = 0, from = 0;
     ssize_t got = slurp("/proc/self/cmdline", buf, sizeof buf);
     if (got <= 0) got = slurp("/proc/self/comm", buf, sizeof buf);
-    size_t n = got > 0 ? (size_t)got : 0;
+    if (got <= 0) { /* no /proc */
+        got = (ssize_t)strnlen(program_invocation_short_name, sizeof buf);
+        memcpy(buf, program_invocation_short_name, (size_t)got);
+    }
+    size_t n = (size_t)got;
     for (size_t i = 0; i < n && buf[i]; i++) /* of the program only its name */
         if (buf[i] == '/') from = i + 1;
     while (n > from && (buf[n - 1] == 0 || buf[n - 1] == '\n')) n--;

@@ -18,12 +18,13 @@ from typing import Any, Callable, NamedTuple
 from ._cli_out import color, count, emit_json, local, safe, size
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "orangefs", "beegfs"}  # fmt: skip
-_REQUIRED = {"ofd": "use a kernel of Linux 3.15 or newer", "proc_fd": "mount /proc: stores without a path need it"}
+_REQUIRED = {"ofd": "use a kernel of Linux 3.15 or newer"}
 _COST = {
     "pagemap_scan": "commits look for changed pages the slower way (Linux 6.7 has it)",
     "pagemap": "commits compare whole arrays to find what changed",
     "collapse": "huge pages form more slowly (Linux 6.1 has it)",
     "big_window": "stores are mapped piece by piece",
+    "proc_fd": "stores without a path lie in a directory of their own in /dev/shm, $TMPDIR or /tmp",
     "map_write": "data is written by system calls",
     "avx2": "checksums are slower",
     "avx512": "",
@@ -117,7 +118,10 @@ def _shm() -> Iterator[Line]:
         yield Line(path, "ok", text)
 
 
-def _limits() -> Iterator[Line]:
+def _kernel_limits() -> Iterator[Line]:
+    if not os.path.exists("/proc/sys/vm"):
+        yield Line("vm.max_map_count", "warn", "unknown", "mount /proc to see the kernel's limits")
+        return
     n = int(_read("/proc/sys/vm/max_map_count"))
     low = n < 65530
     yield Line(
@@ -133,6 +137,10 @@ def _limits() -> Iterator[Line]:
             "2",
             "sysctl vm.overcommit_memory=0: writable views of large arrays are charged in full otherwise",
         )
+
+
+def _limits() -> Iterator[Line]:
+    yield from _kernel_limits()
     for name, what, cure in (
         ("RLIMIT_AS", "address space", "ulimit -v unlimited: stores map far more than they use"),
         ("RLIMIT_FSIZE", "file size", "ulimit -f unlimited: a store is one large sparse file"),
@@ -173,6 +181,8 @@ def file_system(path: str) -> str:
     """The type of the file system that holds `path`, from /proc/self/mountinfo: no system call that can hang."""
     path = os.path.abspath(path)
     best, fs = "", "unknown"
+    if not os.path.exists("/proc/self/mountinfo"):
+        return fs
     for line in _read("/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         point = left.split()[4].encode().decode("unicode_escape")

@@ -15,7 +15,7 @@
  *     TEST_INJECT="kind:n:errno:forever"   only this failure, e.g. "0:17:5:1", with the name of the test as argument
  */
 #define _GNU_SOURCE
-#include <dirent.h>
+#include <fcntl.h>
 
 #include "libshm/platform/vm.h"
 #include "tests/crash/world.h"
@@ -94,12 +94,13 @@ struct left {
 static struct left count_left(void)
 {
     struct left l = {.charged = pgs__vm_charged()};
-    DIR *d = opendir("/proc/self/fd");
-    while (readdir(d)) l.fds++;
-    closedir(d);
+    for (int fd = 0; fd < 1024; fd++) l.fds += fcntl(fd, F_GETFD) >= 0;
     FILE *f = fopen("/proc/self/maps", "re");
+    if (!f) return l; /* a bare chroot: descriptors and charges are still counted */
     char line[700];
-    while (fgets(line, sizeof line, f)) l.store_maps += strstr(line, "s.ps") || strstr(line, "memfd:pagestone");
+    while (fgets(line, sizeof line, f))
+        l.store_maps +=
+            strstr(line, "s.ps") || strstr(line, "memfd:pagestone") || strstr(line, "/pagestone-anonymous-");
     fclose(f);
     f = fopen("/proc/self/statm", "re");
     unsigned long pages = 0;

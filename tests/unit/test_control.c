@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 
 #include "libshm/pages/control.h"
+#include "libshm/platform/caps.h"
 #include "libshm/platform/hash.h"
 #include "libshm/platform/inject.h"
 #include "libshm/platform/vm.h"
@@ -20,10 +21,18 @@ static struct pgs__ctl ctl;
 static const uint8_t uuid[16] = "0123456789abcde";
 #define INO 4711u
 
+static char named[] = "/tmp/pgs-control-XXXXXX"; /* where memfds cannot be opened again */
+static void remove_named(void)
+{
+    unlink(named);
+}
+
 static void create(void)
 {
-    int fd = pgs__file_ops->memfd("control");
+    bool proc = pgs__cap(PGS__CAP_PROC_FD);
+    int fd = proc ? pgs__file_ops->memfd("control") : mkostemp(named, O_CLOEXEC);
     CHECK(fd >= 0);
+    if (!proc) atexit(remove_named);
     CHECK_OK(pgs__ctl_create(&ctl, fd, uuid, INO, &err));
 }
 /* Another description of the same file. */
@@ -31,7 +40,7 @@ static int again(int flags)
 {
     char name[64];
     snprintf(name, sizeof name, "/proc/self/fd/%d", ctl.fd);
-    int fd = open(name, flags | O_CLOEXEC);
+    int fd = open(pgs__cap(PGS__CAP_PROC_FD) ? name : named, flags | O_CLOEXEC);
     CHECK(fd >= 0);
     return fd;
 }

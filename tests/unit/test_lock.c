@@ -361,20 +361,30 @@ TEST(a_description_lock_is_seen_by_others_only)
     file_remove();
 }
 
+/* Through /proc/self/fd, or by name where there is none. */
+static int take(int fd, uint64_t off, bool dont_fork, struct pgs__held_lock *l)
+{
+    if (pgs__cap(PGS__CAP_PROC_FD)) return pgs__held_lock_take(fd, off, dont_fork, l);
+    int dir = open(file_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = pgs__held_lock_take_at(dir, "f", off, dont_fork, l);
+    close(dir);
+    return rc;
+}
+
 TEST(a_held_lock_survives_close_and_closerange)
 {
     int fd = file_new();
     struct pgs__held_lock l = {0};
-    CHECK_EQ(pgs__held_lock_take(fd, SLOT, true, &l), 0);
+    CHECK_EQ(take(fd, SLOT, true, &l), 0);
     CHECK_EQ(busy(SLOT), 1);
     close(fd);
     for (int i = 3; i < 256; i++) close(i);
     CHECK_EQ(busy(SLOT), 1);
     struct pgs__held_lock other = {0};
     fd = file_again(O_RDWR);
-    CHECK_EQ(pgs__held_lock_take(fd, SLOT, true, &other), -EAGAIN);
+    CHECK_EQ(take(fd, SLOT, true, &other), -EAGAIN);
     CHECK(!other.map);
-    CHECK_EQ(pgs__held_lock_take(fd, SLOT + 1, true, &other), 0); /* a neighbour */
+    CHECK_EQ(take(fd, SLOT + 1, true, &other), 0); /* a neighbour */
     pgs__held_lock_drop(&l);
     CHECK_EQ(busy(SLOT), 0);
     CHECK_EQ(busy(SLOT + 1), 1);
@@ -403,6 +413,7 @@ TEST(a_held_lock_works_on_a_memfd_through_proc)
     int fd = pgs__file_ops->memfd("t"), again;
     char path[40];
     struct pgs__held_lock l = {0};
+    if (!pgs__cap(PGS__CAP_PROC_FD)) SKIP("memfds cannot be opened again");
     CHECK_EQ(pgs__held_lock_take(fd, SLOT, true, &l), 0);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     CHECK((again = open(path, O_RDWR | O_CLOEXEC)) >= 0);
@@ -422,7 +433,7 @@ TEST(a_failed_take_leaves_nothing)
     } cases[] = {{PGS__FAIL_FILE, EMFILE}, {PGS__FAIL_MAP, ENOMEM}};
     for (int i = 0; i < 2; i++) {
         pgs__inject_fail(cases[i].kind, 1, cases[i].e, false);
-        CHECK_EQ(pgs__held_lock_take(fd, SLOT, true, &l), -cases[i].e);
+        CHECK_EQ(take(fd, SLOT, true, &l), -cases[i].e);
         CHECK(!l.map);
         CHECK_EQ(busy(SLOT), 0);
     }
@@ -437,7 +448,7 @@ static void parent_killed(bool dont_fork, bool kept)
     pid_t pid = fork();
     if (pid == 0) {
         struct pgs__held_lock l = {0};
-        if (pgs__held_lock_take(fd, SLOT, dont_fork, &l) != 0) _exit(1);
+        if (take(fd, SLOT, dont_fork, &l) != 0) _exit(1);
         if (fork() == 0) {
             set_word(&sh->ready, 1);
             wait_word(&sh->word, 1);
@@ -475,7 +486,7 @@ TEST(a_child_can_make_an_inherited_lock_its_own)
     struct shared *sh = shared_new();
     int fd = file_new();
     struct pgs__held_lock l = {0};
-    CHECK_EQ(pgs__held_lock_take(fd, SLOT, false, &l), 0); /* prepare hook: the child's */
+    CHECK_EQ(take(fd, SLOT, false, &l), 0); /* prepare hook: the child's */
     pid_t pid = fork();
     if (pid == 0) {
         if (pgs__held_lock_dontfork(&l) != 0) _exit(1); /* child hook */
@@ -501,7 +512,7 @@ TEST(a_raw_clone_does_not_inherit_the_lock)
     struct shared *sh = shared_new();
     int fd = file_new();
     struct pgs__held_lock l = {0};
-    CHECK_EQ(pgs__held_lock_take(fd, SLOT, true, &l), 0);
+    CHECK_EQ(take(fd, SLOT, true, &l), 0);
     pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) {
         set_word(&sh->ready, 1);
@@ -523,7 +534,7 @@ TEST(exec_releases_a_held_lock)
     pid_t pid = fork();
     if (pid == 0) {
         struct pgs__held_lock l = {0};
-        if (pgs__held_lock_take(fd, SLOT, true, &l) != 0 || busy(SLOT) != 1) _exit(1);
+        if (take(fd, SLOT, true, &l) != 0 || busy(SLOT) != 1) _exit(1);
         dup2(out[1], 1);
         execl("/bin/sh", "sh", "-c", "echo; exec sleep 20", (char *)NULL);
         _exit(1);

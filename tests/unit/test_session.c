@@ -18,9 +18,10 @@ TEST(a_new_store_is_version_zero_of_generation_one)
     CHECK_EQ(head.n_objects, 0);
     struct pgs__ledger l;
     CHECK_OK(pgs__meta_begin(s, &l, &err));
-    CHECK_EQ(l.meta.hdr.durability, PGS_DUR_NONE);
+    bool memory = s->pf.fs == PGS__FS_TMPFS; /* /dev/shm is a directory of the disk in a bare chroot */
+    CHECK_EQ(l.meta.hdr.durability, memory ? PGS_DUR_NONE : PGS_DUR_FULL);
     CHECK_EQ(l.meta.hdr.next_id, 1);
-    CHECK_EQ(l.meta.hdr.checksums, 0);
+    CHECK_EQ(l.meta.hdr.checksums, !memory);
     struct pgs__root found;
     CHECK_OK(pgs__ledger_find_version(&l, 0, &found, &err));
     CHECK_EQ(found.gen, 1);
@@ -942,7 +943,6 @@ TEST(a_handle_of_a_store_with_a_path_is_the_path)
 
 TEST(anonymous_stores_are_reached_by_handle_from_unrelated_processes)
 {
-    if (!pgs__cap(PGS__CAP_PROC_FD)) SKIP("anonymous stores need /proc/self/fd");
     struct gate up = gate_new(), down = gate_new();
     int to[2];
     CHECK(pipe(to) == 0);
@@ -956,7 +956,7 @@ TEST(anonymous_stores_are_reached_by_handle_from_unrelated_processes)
         CHECK_OK(tiny_commit(s, &err));
         CHECK_EQ(tagged_slots(s), 2);
         n = (ssize_t)pgs__session_handle(s, handle, sizeof handle); /* lists both members */
-        CHECK_EQ(n, 36 + 2 * 12);
+        if (pgs__cap(PGS__CAP_PROC_FD)) CHECK_EQ(n, 36 + 2 * 12);
         gate_open(&up);
         gate_wait(&down);
         pgs__session_unref(s);
@@ -972,7 +972,7 @@ TEST(anonymous_stores_are_reached_by_handle_from_unrelated_processes)
     CHECK_OK(pgs__session_open_handle(handle, n, NULL, &t, &err));
     CHECK(t == s);
     n = pgs__session_handle(s, handle, sizeof handle);
-    CHECK_EQ(n, 36 + 2 * 12);
+    if (pgs__cap(PGS__CAP_PROC_FD)) CHECK_EQ(n, 36 + 2 * 12);
     pgs__session_unref(t);
     pgs__session_unref(s); /* the child still has it */
     CHECK_OK(pgs__session_open_handle(handle, n, NULL, &s, &err));
