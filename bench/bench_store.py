@@ -372,11 +372,12 @@ BENCHES = [
 
 
 def about() -> dict[str, Any]:
-    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpus.read_text(), re.M) if cpus.exists() else None
     return {
         "cpu": model[1] if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
+        "load": os.getloadavg()[0] if cpus.exists() else 0.0,
         "kernel": platform.release(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -447,6 +447,7 @@ struct job {
 };
 static void run_job(void *arg)
 {
+    NEEDS_PROC(); /* the recorder finds names through it */
     const struct job *j = arg;
     snprintf(dir, sizeof dir, "%s/run", scratch(NULL));
     CHECK(mkdir(dir, 0700) == 0);
@@ -482,6 +483,7 @@ TEST(none_survives_its_processes_and_refuses_what_may_be_torn)
 /* The harness must turn red with this bug in the library. */
 static void must_find(int plant, enum pgs_durability durability, int n_ops)
 {
+    NEEDS_PROC();
     struct job j = {durability, n_ops, plant, 2200}; /* as many as it takes */
     unsetenv("TEST_STATE");
     int rc = in_child(getenv("TEST_LOUD") == NULL, run_job, &j);

@@ -7,7 +7,7 @@
  * Small file systems are tmpfs in a mount namespace of the test's own: without the right to mount, those tests are skipped.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -279,9 +279,7 @@ TEST(reading_a_sparse_array_allocates_nothing_and_works_when_full)
 static int count_fds(void)
 {
     int n = 0;
-    DIR *d = opendir("/proc/self/fd");
-    while (readdir(d)) n++;
-    closedir(d);
+    for (int fd = 0; fd < 64; fd++) n += fcntl(fd, F_GETFD) >= 0;
     return n;
 }
 

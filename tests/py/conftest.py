@@ -23,6 +23,13 @@ def kernel_tells_dirty_pages() -> None:
 
 
 @pytest.fixture
+def proc() -> None:
+    """For tests that look at processes through /proc, which a bare chroot has not."""
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("/proc is not mounted")
+
+
+@pytest.fixture
 def store() -> Iterator[ps.Store]:
     """A fresh anonymous store."""
     with ps.open() as s:

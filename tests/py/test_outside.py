@@ -92,7 +92,7 @@ def wait_until(condition, seconds=20):
 
 
 def stopped(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 # --- nothing is lost --------------------------------------------------------------------------------------------------------
@@ -320,6 +320,7 @@ def n_maps():
     return Path("/proc/self/maps").read_text().count("\n")
 
 
+@pytest.mark.usefixtures("proc")
 def test_descriptors_and_mappings_do_not_grow_with_the_number_of_objects(shm_path):
     s = ps.open(shm_path, "x")
     with s.begin() as t:
@@ -334,6 +335,7 @@ def test_descriptors_and_mappings_do_not_grow_with_the_number_of_objects(shm_pat
     del view, held
 
 
+@pytest.mark.usefixtures("proc")
 def test_scattered_versions_of_an_array_stay_below_the_limit_of_mappings(shm_path):
     s = ps.open(shm_path, "x", history="all")
     n = 600
@@ -352,6 +354,7 @@ def test_scattered_versions_of_an_array_stay_below_the_limit_of_mappings(shm_pat
     sound(s)
 
 
+@pytest.mark.usefixtures("proc")
 def test_a_hundred_stores_at_once(tmp_path):
     fds = n_fds()
     stores = [ps.open() if i % 2 else ps.open(tmp_path / f"{i}.ps", "x") for i in range(100)]
@@ -1331,7 +1334,8 @@ def test_waiting_wakes_at_the_commit(shm_path):
             s.wait()
 
     with child(interrupted) as pid:
-        wait_until(lambda: "futex" in Path(f"/proc/{pid}/wchan").read_text() or time.sleep(0.2) is None)
+        wchan = Path(f"/proc/{pid}/wchan")
+        wait_until(lambda: (wchan.exists() and "futex" in wchan.read_text()) or time.sleep(0.2) is None)
         os.kill(pid, signal.SIGINT)
     sound(s)
 

@@ -509,6 +509,7 @@ def counts():
     return len(os.listdir("/proc/self/fd")), len(Path("/proc/self/maps").read_text().splitlines())
 
 
+@pytest.mark.usefixtures("proc")
 def test_descriptors_and_mappings_do_not_grow_with_objects(shm_path):
     s = ps.open(shm_path)
     for i in range(50):

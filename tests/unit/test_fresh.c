@@ -249,6 +249,7 @@ static bool is_huge(uint64_t page)
 }
 TEST(whole_chunks_become_huge_pages)
 {
+    NEEDS_PROC();
     if (!pgs__cap(PGS__CAP_COLLAPSE)) SKIP("no MADV_COLLAPSE on this kernel");
     anonymous(32);
     copy_plain(8 * CHUNK, 4 * MIB, true);
@@ -550,6 +551,7 @@ static ssize_t forking_pwrite(int fd, const void *buf, size_t n, off_t off)
 TEST(a_child_forked_during_a_put_does_not_inherit_its_mapping)
 {
     static struct pgs__file_ops ops;
+    NEEDS_PROC();
     if (!pgs__cap(PGS__CAP_COLLAPSE)) SKIP("no MADV_COLLAPSE on this kernel");
     anonymous(32);
     ops = pgs__file_ops_real;

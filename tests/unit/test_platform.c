@@ -244,10 +244,11 @@ TEST(the_kind_of_a_file_system_is_known)
     int fd = pgs__file_ops->memfd("t");
     CHECK_EQ(pgs__fs_kind(fd, &kind, name), 0);
     CHECK(kind == PGS__FS_TMPFS && strcmp(name, "tmpfs") == 0);
+    CHECK_EQ(pgs__fs_kind(-1, &kind, name), -EBADF);
+    NEEDS_PROC();
     fd = pgs__file_ops->open("/proc/self", O_RDONLY | O_DIRECTORY, 0); /* one that is in no table */
     CHECK_EQ(pgs__fs_kind(fd, &kind, name), 0);
     CHECK_EQ(kind, PGS__FS_DISK);
-    CHECK_EQ(pgs__fs_kind(-1, &kind, name), -EBADF);
 }
 
 /* --- hashes -------------------------------------------------------------------------------------------------------------------- */
@@ -285,6 +286,7 @@ TEST(a_hash_is_xxh3_and_the_same_at_every_width)
 /* --- capabilities ----------------------------------------------------------------------------------------------------------------- */
 TEST(a_capability_can_be_switched_off_and_says_why)
 {
+    NEEDS_PROC(); /* for one that is on */
     setenv("PAGESTONE_WITHOUT", "pagemap_scan, proc_fd,map_write", 1);
     pgs__caps_reset();
     CHECK(!pgs__cap(PGS__CAP_PAGEMAP_SCAN) && !pgs__cap(PGS__CAP_PROC_FD) && !pgs__cap(PGS__CAP_MAP_WRITE));

@@ -39,6 +39,7 @@ __attribute__((format(printf, 1, 2))) static void shell(const char *fmt, ...)
 
 static void begin(void)
 {
+    NEEDS_PROC(); /* the recorder finds names through it */
     strcpy(top, "/tmp/pgs-record-XXXXXX");
     CHECK(mkdtemp(top));
     CHECK_EQ(mkdir(in_top("live"), 0700), 0);

@@ -208,6 +208,7 @@ TEST(a_sparse_gigabyte_is_scanned_quickly)
 TEST(the_callers_stop_ends_the_query)
 {
     int fd;
+    NEEDS_PROC();
     uint8_t *p = map_cow(100, &fd);
     for (int i = 0; i < 100; i += 2) p[i * 4096] = 1;
     static const char *const ways[] = {"", "pagemap_scan"};
