@@ -230,8 +230,8 @@ static PyObject *array_over(PyArray_Descr *descr, int ndim, const npy_intp *shap
     return a;
 }
 
-/* The dtype and shape of a whole object over `view`; the type comes from the file, so NumPy gets it only if it stays inside of the memory. */
-static PyArray_Descr *checked_type(const struct pgs_type *type, const ViewObject *view, npy_intp *shape, PyObject *key)
+/* The dtype and shape of a whole object over n_bytes of memory; the type comes from the file, so NumPy gets it only if it stays inside of the memory. */
+static PyArray_Descr *checked_type(const struct pgs_type *type, uint64_t n_bytes, npy_intp *shape, PyObject *key)
 {
     PyArray_Descr *descr = dtype_from(type->dtype, type->dtype_len);
     if (!descr) return NULL;
@@ -242,16 +242,16 @@ static PyArray_Descr *checked_type(const struct pgs_type *type, const ViewObject
         n *= (uint64_t)type->shape[i];
         shape[i] = (npy_intp)type->shape[i];
     }
-    if (ok && n <= pgs_view_size(view->v)) return descr;
+    if (ok && n <= n_bytes) return descr;
     PyErr_Format(core.errors[PGS_ECORRUPT], "%R: dtype, shape and size do not fit each other: run check()", key);
     Py_DECREF(descr);
     return NULL;
 }
 
-PyObject *array_writable(const struct pgs_type *type, ViewObject *view, PyObject *key)
+PyObject *array_writable(const struct pgs_type *type, ViewObject *view, uint64_t n_bytes, PyObject *key)
 {
     npy_intp shape[PGS_MAX_NDIM];
-    PyArray_Descr *descr = checked_type(type, view, shape, key);
+    PyArray_Descr *descr = checked_type(type, n_bytes, shape, key);
     if (!descr) return NULL;
     int flags = NPY_ARRAY_WRITEABLE | (type->order == 'F' ? NPY_ARRAY_F_CONTIGUOUS : 0);
     PyObject *a =
@@ -263,7 +263,7 @@ PyObject *array_writable(const struct pgs_type *type, ViewObject *view, PyObject
 PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, pgs_snapshot *sn)
 {
     npy_intp shape[PGS_MAX_NDIM];
-    PyArray_Descr *descr = checked_type(&obj->type, view, shape, key);
+    PyArray_Descr *descr = checked_type(&obj->type, pgs_view_size(view->v), shape, key);
     if (!descr) return NULL;
     ProvObject *prov = prov_new(store, key, descr, view, sn, obj->id, obj->n_bytes);
     PyObject *a = NULL;

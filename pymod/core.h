@@ -118,8 +118,9 @@ ProvObject *array_prov(PyObject *a);
 int array_types_init(PyObject *module);
 /* Array over a whole object of `sn`. */
 PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *obj, ViewObject *view, pgs_snapshot *sn);
-/* Plain writable ndarray over a whole object (borrows view and makes it the base). */
-PyObject *array_writable(const struct pgs_type *type, ViewObject *view, PyObject *key);
+/* Plain writable ndarray over a whole object (borrows view and makes it the base). n_bytes: of the object when its view was taken; in a
+ * transaction another thread may have resized it since, which leaves the memory where it is. */
+PyObject *array_writable(const struct pgs_type *type, ViewObject *view, uint64_t n_bytes, PyObject *key);
 bool array_check(PyObject *o); /* an Array (also without provenance) */
 
 /* --- value.c ------------------------------------------------------------------------------------------------------------- */

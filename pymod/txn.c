@@ -53,14 +53,6 @@ static void txn_dealloc(PyObject *self)
     Py_DECREF(tp);
 }
 
-static PyObject *writable_array(const struct pgs_type *type, pgs_view *v, PyObject *key)
-{
-    ViewObject *view = (ViewObject *)view_wrap(v, 1);
-    PyObject *a = view ? array_writable(type, view, key) : NULL;
-    Py_XDECREF(view);
-    return a;
-}
-
 /* What the base has stays where it is while its bytes are looked at, also if another thread ends the transaction meanwhile. */
 static pgs_snapshot *hold_base(TxnObject *o)
 {
@@ -87,7 +79,7 @@ static PyObject *load(TxnObject *o, PyObject *key, const struct key *k)
     else if (v && !(view = (ViewObject *)view_wrap(v, array)))
         ;
     else if (array)
-        r = array_writable(&obj.type, view, key);
+        r = array_writable(&obj.type, view, obj.n_bytes, key);
     else
         r = value_decode((PyObject *)o->store, &obj, view ? pgs_view_data(v) : obj.inline_data, view, key);
     Py_XDECREF(view);
@@ -218,10 +210,12 @@ static PyObject *txn_empty(PyObject *self, PyObject *args)
     if (parse_type(args, &k, &key, &type, &desc) < 0) return NULL;
     int rc;
     CORE_BLOCKING(rc = pgs_txn_empty(((TxnObject *)self)->t, k.p, (size_t)k.len, &type, &v, &err));
+    ViewObject *view = NULL;
     if (rc < 0)
         core_raise(rc, &err);
-    else
-        r = writable_array(&type, v, key);
+    else if ((view = (ViewObject *)view_wrap(v, 1)))
+        r = array_writable(&type, view, UINT64_MAX, key); /* the memory was made for this type */
+    Py_XDECREF(view);
     Py_DECREF(desc);
     return r;
 }

@@ -122,7 +122,7 @@ PyObject *value_load(PyObject *store, pgs_snapshot *sn, PyObject *key, const str
     if (rc < 0) return core_raise_for(rc, &err, key);
     ViewObject *view = (ViewObject *)view_wrap(v, how == WANT_PRIVATE);
     if (!view) return NULL;
-    PyObject *r = how == WANT_PRIVATE ? array_writable(&obj->type, view, key)
+    PyObject *r = how == WANT_PRIVATE ? array_writable(&obj->type, view, pgs_view_size(view->v), key)
                   : array             ? array_make(store, key, obj, view, sn)
                                       : value_decode(store, obj, pgs_view_data(v), view, key);
     Py_DECREF(view);

@@ -239,6 +239,31 @@ def test_threads_read_whole_objects_while_another_puts(s):
     assert not wrong, wrong[:3]
 
 
+def test_threads_read_an_array_while_another_resizes_it(s):
+    """The rows of one moment; never CorruptError, because the memory has another size by then."""
+    wrong: list[BaseException] = []
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            try:
+                assert t["x"].shape[0] in (10, 100_000)
+            except BaseException as e:
+                wrong.append(e)
+
+    with s.begin() as t:
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3000):
+            t.resize("x", 10)
+            t.resize("x", 100_000)
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong[:3]
+
+
 def test_moves_and_copies(s):
     s["o"] = (1,)
     with s.begin() as t:
