@@ -220,11 +220,11 @@ def csv_rows(a: np.ndarray[Any, Any], key: str) -> Iterator[list[Any]]:
             f"{key} has {a.ndim} dimensions: CSV has rows and columns; use --format npy, or pick a slice in Python"
         )
     if a.dtype.names:
-        yield list(a.dtype.names)
         for name in a.dtype.names:
             field = a.dtype[name]
             if field.names or field.subdtype:
                 raise Fail(f"{key} has the nested field {name!r}, which CSV cannot show: use --format npy")
+        yield list(a.dtype.names)
     rows = np.atleast_1d(a)
     step = max(1, (1 << 20) // max(1, rows[:1].nbytes))
     for lo in range(0, len(rows), step):
