@@ -218,4 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PAGESTONE_DEBUG") == "1":
             raise
         sys.stderr.write(f"pagestone: {_explain(e)}\n")
+        try:
+            sys.stdout.flush()  # what was printed before the error
+        except OSError:
+            _close_stdout()
         return 1
