@@ -342,9 +342,12 @@ def test_cat_csv_of_a_table_and_of_times(cli, path):
         s["t"] = np.array([(1, "a,b", 2.5), (2, "c", np.nan)], [("n", "i4"), ("s", "U3"), ("x", "f8")])
         s["m"] = np.array(["2026-01-02", "NaT"], "M8[D]")
         s["d3"] = np.zeros((2, 2, 2))
+        s["nested"] = np.zeros(2, [("n", "i4"), ("v", "f4", (2,))])
     assert cli("cat", path, "t", "--format", "csv").out == 'n,s,x\n1,"a,b",2.5\n2,c,nan\n'
     assert cli("cat", path, "m", "--format", "csv").out == "2026-01-02\nNaT\n"
     assert "3 dimensions" in cli("cat", path, "d3", "--format", "csv", code=1).err
+    refused = cli("cat", path, "nested", "--format", "csv", code=1)
+    assert "'v'" in refused.err and refused.out == ""  # not a header and then nothing
     assert cli("cat", path, "t", "--json").json["value"][1] == [2, "c", {"$float": "nan"}]
 
 
