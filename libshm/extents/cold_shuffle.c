@@ -1,13 +1,19 @@
 /* Pagestone | extents/cold_shuffle — byte k of every element together, and back.
  * SPDX-License-Identifier: Apache-2.0
  *
- * For sizes 2, 4, 8 and 16 elements are taken sixteen at a time, in vectors of 16 bytes that every machine has: separating even from odd bytes of neighbours log2(size) times is the transposition, joining them again
- * in the opposite order undoes it. Other sizes go byte by byte.
+ * For sizes 2, 4, 8 and 16 elements are taken sixteen at a time, in vectors of 16 bytes that every machine has. Other sizes go byte by byte.
  *
- *     size 4:   v0 v1 v2 v3  --even-->  a0 a1  --even--> bytes 0         (the k-th choice, even or odd, is bit k of the byte's number)
- *                            --odd--->  b0 b1  --odd---> bytes 3, …
+ * The place of a byte among 16 elements is a number of four bits for the element and log2(size) for the byte. Putting all even places before all odd ones moves the lowest bit of that number to the top; done log2(size) times, the byte comes
+ * before the element, which is the transposition. Joining the halves again moves the top bit to the bottom: the way back.
  */
 #include "libshm/extents/cold.h"
+
+/* The vectors have to stay in registers: every loop over them disappears. clang does that by itself at -O2. */
+#ifdef __clang__
+#define UNROLL
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef uint8_t vec __attribute__((vector_size(16)));
 
@@ -38,44 +44,48 @@ static inline vec join_hi(vec a, vec b)
     return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-/* Sixteen elements at a time, as many as there are; returns how many. `size` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) size_t split(uint8_t *dst, const uint8_t *src, size_t n, size_t size)
+/* Sixteen elements of 1 << bits bytes at a time, as many as there are; returns how many. `bits` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) size_t split(uint8_t *dst, const uint8_t *src, size_t n, unsigned bits)
 {
-    size_t i = 0;
+    size_t i = 0, size = (size_t)1 << bits;
     for (; i + 16 <= n; i += 16) {
         vec v[16], w[16];
+        UNROLL
         for (size_t k = 0; k < size; k++) v[k] = load(src + i * size + 16 * k);
-        /* Each round takes pairs of vectors; what was v[j], of bytes ≡ r, becomes its even half at r and its odd half at r + round. */
-        for (size_t groups = 1; groups < size; groups *= 2) { /* v is `groups` groups of size / groups vectors */
-            size_t len = size / groups;
-            for (size_t g = 0; g < groups; g++)
-                for (size_t k = 0; k < len / 2; k++) {
-                    w[g * (len / 2) + k] = even(v[g * len + 2 * k], v[g * len + 2 * k + 1]);
-                    w[(groups + g) * (len / 2) + k] = odd(v[g * len + 2 * k], v[g * len + 2 * k + 1]);
-                }
+        UNROLL
+        for (unsigned round = 0; round < bits; round++) {
+            UNROLL
+            for (size_t k = 0; k < size / 2; k++) {
+                w[k] = even(v[2 * k], v[2 * k + 1]);
+                w[size / 2 + k] = odd(v[2 * k], v[2 * k + 1]);
+            }
+            UNROLL
             for (size_t k = 0; k < size; k++) v[k] = w[k];
         }
+        UNROLL
         for (size_t k = 0; k < size; k++) store(dst + k * n + i, v[k]);
     }
     return i;
 }
 
-static inline __attribute__((always_inline)) size_t merge(uint8_t *dst, const uint8_t *src, size_t n, size_t size)
+static inline __attribute__((always_inline)) size_t merge(uint8_t *dst, const uint8_t *src, size_t n, unsigned bits)
 {
-    size_t i = 0;
+    size_t i = 0, size = (size_t)1 << bits;
     for (; i + 16 <= n; i += 16) {
         vec v[16], w[16];
+        UNROLL
         for (size_t k = 0; k < size; k++) v[k] = load(src + k * n + i);
-        for (size_t groups = size / 2; groups >= 1; groups /= 2) {
-            size_t len = size / groups;
-            for (size_t g = 0; g < groups; g++)
-                for (size_t k = 0; k < len / 2; k++) {
-                    vec a = v[g * (len / 2) + k], b = v[(groups + g) * (len / 2) + k];
-                    w[g * len + 2 * k] = join_lo(a, b);
-                    w[g * len + 2 * k + 1] = join_hi(a, b);
-                }
+        UNROLL
+        for (unsigned round = 0; round < bits; round++) {
+            UNROLL
+            for (size_t k = 0; k < size / 2; k++) {
+                w[2 * k] = join_lo(v[k], v[size / 2 + k]);
+                w[2 * k + 1] = join_hi(v[k], v[size / 2 + k]);
+            }
+            UNROLL
             for (size_t k = 0; k < size; k++) v[k] = w[k];
         }
+        UNROLL
         for (size_t k = 0; k < size; k++) store(dst + i * size + 16 * k, v[k]);
     }
     return i;
@@ -88,16 +98,16 @@ void pgs__cold_shuffle(void *dst, const void *src, size_t n_bytes, uint32_t item
     size_t n = n_bytes / itemsize, done = 0;
     switch (itemsize) {
     case 2:
-        done = split(to, from, n, 2);
+        done = split(to, from, n, 1);
         break;
     case 4:
-        done = split(to, from, n, 4);
+        done = split(to, from, n, 2);
         break;
     case 8:
-        done = split(to, from, n, 8);
+        done = split(to, from, n, 3);
         break;
     case 16:
-        done = split(to, from, n, 16);
+        done = split(to, from, n, 4);
         break;
     default:
         break;
@@ -114,16 +124,16 @@ void pgs__cold_unshuffle(void *dst, const void *src, size_t n_bytes, uint32_t it
     size_t n = n_bytes / itemsize, done = 0;
     switch (itemsize) {
     case 2:
-        done = merge(to, from, n, 2);
+        done = merge(to, from, n, 1);
         break;
     case 4:
-        done = merge(to, from, n, 4);
+        done = merge(to, from, n, 2);
         break;
     case 8:
-        done = merge(to, from, n, 8);
+        done = merge(to, from, n, 3);
         break;
     case 16:
-        done = merge(to, from, n, 16);
+        done = merge(to, from, n, 4);
         break;
     default:
         break;

@@ -26,6 +26,7 @@ static bool run_in_file(struct pgs__pagefile *pf, uint64_t page, uint64_t n_page
 {
     if (page == PGS__SUPER_PAGE_0 || n_pages == 0 || n_pages > PGS__CONTENT_MAX_PAGES) return false;
     if (page > UINT64_MAX - n_pages) return false;
+    if (pgs__is_cold(page)) return page + n_pages <= PGS__COLD_END;
     if (page <= PGS__SUPER_PAGE_1 && page + n_pages > PGS__SUPER_PAGE_1) return false;
     return pgs__pagefile_holds(pf, page, n_pages);
 }
@@ -38,6 +39,12 @@ const void *pgs__content_page(struct pgs__pagefile *pf, uint64_t page, int *rc, 
     else if (!p)
         *rc = pgs__fail_corrupt(err, "", "page %llu is beyond the end of the file", (unsigned long long)page);
     return p;
+}
+
+const void *pgs__content_page_via(struct pgs__pagefile *pf, struct pgs__cold_cache *cache, uint64_t page, int *rc,
+                                  struct pgs_error *err)
+{
+    return pgs__is_cold(page) ? pgs__cold_page(pf, cache, page, rc, err) : pgs__content_page(pf, page, rc, err);
 }
 
 int pgs__map_decode_run(struct pgs__pagefile *pf, struct pgs_span key, struct pgs_span val, struct pgs__placed_run *out,
@@ -56,7 +63,8 @@ int pgs__map_decode_run(struct pgs__pagefile *pf, struct pgs_span key, struct pg
 
 int pgs__content_check_extent(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err)
 {
-    if (c->n_bytes > PGS__CONTENT_MAX_BYTES || !run_in_file(pf, c->page.n, pgs__pages_of(c->n_bytes)))
+    if (c->n_bytes > PGS__CONTENT_MAX_BYTES || pgs__is_cold(c->page.n) ||
+        !run_in_file(pf, c->page.n, pgs__pages_of(c->n_bytes)))
         return pgs__fail_corrupt(err, "", "an extent points outside the file");
     return 0;
 }
@@ -159,6 +167,8 @@ struct feed {
     uint64_t pos, hi; /* next byte to feed; end */
     sink_fn sink;
     void *ctx;
+    uint8_t **copy_to; /* the sink copies to there; NULL: it does something else */
+    struct pgs__cold_cache *cache;
     struct pgs_error *err;
 };
 
@@ -171,12 +181,37 @@ static void feed_zeros(struct feed *f, uint64_t to)
     }
 }
 
+/* Up to byte `end` of a run of the image that begins at byte `first`, block by block. */
+static int feed_cold(struct feed *f, struct pgs_run run, uint64_t first, uint64_t end)
+{
+    while (f->pos < end) {
+        uint64_t page = run.page.n + ((f->pos - first) >> PGS_PAGE_SHIFT), skip = f->pos & (PGS_PAGE_SIZE - 1);
+        uint64_t left = pgs__cold_page_of(pgs__cold_slot(page) + 1) - page;
+        uint64_t n = pgs__min_u64((left << PGS_PAGE_SHIFT) - skip, end - f->pos);
+        const struct pgs__cold_cache *k = f->cache;
+        int rc = 0;
+        if (f->copy_to && n == PGS__COLD_BYTES && k->slot != pgs__cold_slot(page) + 1) { /* to where it shall be */
+            rc = k->ops ? k->ops->read(k->ctx, page, left, *f->copy_to, f->err)
+                        : pgs__cold_read(f->pf, page, left, *f->copy_to, f->err);
+            if (rc) return rc;
+            *f->copy_to += n;
+        } else {
+            const uint8_t *p = pgs__cold_page(f->pf, f->cache, page, &rc, f->err);
+            if (!p) return rc;
+            f->sink(f->ctx, p + skip, n);
+        }
+        f->pos += n;
+    }
+    return 0;
+}
+
 static int feed_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t birth)
 {
     struct feed *f = ctx;
     (void)birth;
     uint64_t first = at.n << PGS_PAGE_SHIFT, end = pgs__min_u64((at.n + run.n_pages) << PGS_PAGE_SHIFT, f->hi);
     feed_zeros(f, pgs__min_u64(first, f->hi));
+    if (pgs__is_cold(run.page.n)) return feed_cold(f, run, first, end);
     const uint8_t *whole = pgs__pages_at(f->pf, run.page, run.n_pages); /* NULL: page by page, across segments */
     for (int rc = 0; f->pos < end;) {
         uint64_t page = (f->pos - first) >> PGS_PAGE_SHIFT, skip = f->pos & (PGS_PAGE_SIZE - 1);
@@ -191,10 +226,18 @@ static int feed_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t 
     return 0;
 }
 
-static int feed(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t lo, uint64_t hi, sink_fn sink,
-                void *ctx, struct pgs_error *err)
+static void sink_copy(void *ctx, const void *p, size_t n)
 {
-    struct feed f = {.pf = pf, .pos = lo, .hi = hi, .sink = sink, .ctx = ctx, .err = err};
+    uint8_t **to = ctx;
+    memcpy(*to, p, n);
+    *to += n;
+}
+
+static int feed(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__cold_cache *cache, uint64_t lo,
+                uint64_t hi, sink_fn sink, void *ctx, struct pgs_error *err)
+{
+    struct feed f = {.pf = pf, .pos = lo, .hi = hi, .sink = sink, .ctx = ctx, .cache = cache, .err = err};
+    if (sink == sink_copy) f.copy_to = ctx;
     if (c->form == PGS__FORM_INLINE && lo < c->n_bytes) {
         f.pos = pgs__min_u64(hi, c->n_bytes);
         sink(ctx, (const uint8_t *)c->inline_data + lo, f.pos - lo);
@@ -206,15 +249,8 @@ static int feed(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t
     return 0;
 }
 
-static void sink_copy(void *ctx, const void *p, size_t n)
-{
-    uint8_t **to = ctx;
-    memcpy(*to, p, n);
-    *to += n;
-}
-
-int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t off, void *buf, uint64_t len,
-                      struct pgs_error *err)
+int pgs__content_read_via(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__cold_cache *cache,
+                          uint64_t off, void *buf, uint64_t len, struct pgs_error *err)
 {
     uint64_t size = pgs__pages_of(c->n_bytes) << PGS_PAGE_SHIFT;
     if (off > size || len > size - off)
@@ -222,7 +258,16 @@ int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, ui
                          (unsigned long long)off, (unsigned long long)(off + len), (unsigned long long)c->n_bytes);
     if (len == 0) return 0;
     uint8_t *to = buf;
-    return feed(pf, c, off, off + len, sink_copy, &to, err);
+    return feed(pf, c, cache, off, off + len, sink_copy, &to, err);
+}
+
+int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t off, void *buf, uint64_t len,
+                      struct pgs_error *err)
+{
+    struct pgs__cold_cache cache = {0};
+    int rc = pgs__content_read_via(pf, c, &cache, off, buf, len, err);
+    pgs__cold_cache_free(&cache);
+    return rc;
 }
 
 /* --- verification ------------------------------------------------------------------------------------------------------------- */
@@ -232,6 +277,15 @@ static void sink_hash(void *ctx, const void *p, size_t n)
 }
 
 int pgs__content_verify_stream(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err)
+{
+    struct pgs__cold_cache cache = {0};
+    int rc = pgs__content_verify_stream_via(pf, c, &cache, err);
+    pgs__cold_cache_free(&cache);
+    return rc;
+}
+
+int pgs__content_verify_stream_via(struct pgs__pagefile *pf, const struct pgs__content *c,
+                                   struct pgs__cold_cache *cache, struct pgs_error *err)
 {
     uint64_t xxh;
     const void *whole = NULL;
@@ -246,7 +300,7 @@ int pgs__content_verify_stream(struct pgs__pagefile *pf, const struct pgs__conte
     } else {
         struct pgs__hasher *h = pgs__hasher_new();
         if (!h) return pgs__fail(err, PGS_ENOMEM, "out of memory");
-        int rc = feed(pf, c, 0, c->xxh_bytes, sink_hash, h, err);
+        int rc = feed(pf, c, cache, 0, c->xxh_bytes, sink_hash, h, err);
         xxh = pgs__hasher_digest(h);
         pgs__hasher_free(h);
         if (rc) return rc;
@@ -262,6 +316,7 @@ struct page_check {
     uint64_t xxh[PGS__CSUM_GROUP];
     uint64_t stream_pages; /* of the front: covered by the stream's checksum */
     uint64_t n_unverified;
+    struct pgs__cold_cache *cache;
     struct pgs_error *err;
 };
 
@@ -280,10 +335,22 @@ static int page_check_load(struct page_check *k, uint64_t group)
     return 0;
 }
 
+/* The block's checksum is checked when it is brought. */
+static int page_check_cold(struct page_check *k, uint64_t page, uint64_t n_pages)
+{
+    int rc = 0;
+    for (uint64_t end = page + n_pages; page < end && rc == 0;) {
+        (void)pgs__cold_page(k->pf, k->cache, page, &rc, k->err);
+        page = pgs__cold_page_of(pgs__cold_slot(page) + 1);
+    }
+    return rc;
+}
+
 static int page_check_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t birth)
 {
     struct page_check *k = ctx;
     (void)birth;
+    if (pgs__is_cold(run.page.n)) return page_check_cold(k, run.page.n, run.n_pages);
     for (uint64_t i = at.n < k->stream_pages ? pgs__min_u64(k->stream_pages - at.n, run.n_pages) : 0; i < run.n_pages;
          i++) {
         uint64_t lpno = at.n + i;
@@ -310,15 +377,31 @@ static int page_check_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uin
     return 0;
 }
 
+int pgs__content_verify_pages(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t lo, uint64_t hi,
+                              struct pgs__cold_cache *cache, uint64_t *n_unverified, struct pgs_error *err)
+{
+    struct page_check k = {.pf = pf, .map = pgs__map_tree(pf, c), .group = UINT64_MAX, .cache = cache, .err = err};
+    k.stream_pages = c->xxh_bytes >> PGS_PAGE_SHIFT; /* its last page may hold bytes behind it */
+    *n_unverified = 0;
+    int rc = pgs__content_runs(pf, c, lo, hi, page_check_run, &k, err);
+    if (rc == 0) *n_unverified = k.n_unverified;
+    return rc;
+}
+
+int pgs__content_verify_via(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__cold_cache *cache,
+                            uint64_t *n_unverified, struct pgs_error *err)
+{
+    *n_unverified = 0;
+    int rc = pgs__content_verify_stream_via(pf, c, cache, err);
+    if (rc || c->form == PGS__FORM_INLINE || c->xxh_bytes == c->n_bytes) return rc;
+    return pgs__content_verify_pages(pf, c, 0, UINT64_MAX, cache, n_unverified, err);
+}
+
 int pgs__content_verify(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t *n_unverified,
                         struct pgs_error *err)
 {
-    *n_unverified = 0;
-    int rc = pgs__content_verify_stream(pf, c, err);
-    if (rc || c->form == PGS__FORM_INLINE || c->xxh_bytes == c->n_bytes) return rc;
-    struct page_check k = {.pf = pf, .map = pgs__map_tree(pf, c), .group = UINT64_MAX, .err = err};
-    k.stream_pages = c->xxh_bytes >> PGS_PAGE_SHIFT; /* its last page may hold bytes behind it */
-    rc = pgs__content_runs(pf, c, 0, UINT64_MAX, page_check_run, &k, err);
-    if (rc == 0) *n_unverified = k.n_unverified;
+    struct pgs__cold_cache cache = {0};
+    int rc = pgs__content_verify_via(pf, c, &cache, n_unverified, err);
+    pgs__cold_cache_free(&cache);
     return rc;
 }

@@ -17,11 +17,13 @@
  *   I2  Bytes past n_bytes in the last page are zero.
  *   I3  Streams (bytes, plain; of a pickle the part that is unpickled) carry `xxh` of their first xxh_bytes bytes and are verified before use. Arrays, and the
  *       buffers of a pickle behind its stream, carry page checksums or none.
+ *   I5  Runs of the image (cold.h) stand in maps beside runs of the file; an EXTENT is always of the file.
  *   I4  Everything decoded from a map is validated: runs inside the file, not overlapping, inside the object.
  */
 #ifndef PGS_EXTENTS_CONTENT_H
 #define PGS_EXTENTS_CONTENT_H
 
+#include "libshm/extents/cold.h"
 #include "libshm/tree/tree.h"
 
 #define PGS__INLINE_MAX 512u
@@ -60,12 +62,23 @@ int pgs__content_nodes(struct pgs__pagefile *pf, const struct pgs__content *c, p
 /* Copy bytes [off, off + len) to buf: holes as zeros. Up to the end of the last page may be asked for; beyond it is -PGS_EINVAL. For compares, copies out and verification. */
 int pgs__content_read(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t off, void *buf, uint64_t len,
                       struct pgs_error *err);
+/* The same for who reads piece after piece: compressed blocks through `cache`, whose ops (if set) stand for pf's. */
+int pgs__content_read_via(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__cold_cache *cache,
+                          uint64_t off, void *buf, uint64_t len, struct pgs_error *err);
 /* Verify everything: the stream against xxh, what is behind it and arrays against page checksums. *n_unverified: pages that neither covers. -PGS_ECORRUPT
- * at the first bad page. */
+ * at the first bad page. A compressed page is verified by its block. */
 int pgs__content_verify(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t *n_unverified,
                         struct pgs_error *err);
 /* Verify the stream only: what must be right before the object is used. Nothing to do for arrays. */
 int pgs__content_verify_stream(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err);
+/* Both through `cache`, as above. */
+int pgs__content_verify_via(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__cold_cache *cache,
+                            uint64_t *n_unverified, struct pgs_error *err);
+int pgs__content_verify_stream_via(struct pgs__pagefile *pf, const struct pgs__content *c,
+                                   struct pgs__cold_cache *cache, struct pgs_error *err);
+/* Page checksums and compressed blocks of logical pages [lo, hi) alone. */
+int pgs__content_verify_pages(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t lo, uint64_t hi,
+                              struct pgs__cold_cache *cache, uint64_t *n_unverified, struct pgs_error *err);
 /* Logical page ranges [lo, hi) whose backing differs between two contents of the same object (different runs, hole against run, beyond the other's end): by map
  * diff, in time proportional to the difference. Bytes may still be equal. INLINE beside anything but the same bytes differs as a whole. fn's nonzero return ends the walk. */
 typedef int (*pgs__range_fn)(void *ctx, uint64_t lo, uint64_t hi);

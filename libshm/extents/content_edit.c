@@ -360,7 +360,7 @@ static int settle(struct pgs__content_edit *e, struct pgs_error *err)
         return pgs__fail(err, PGS_EBUG, "page %llu was set beyond the end of the object",
                          (unsigned long long)(last.at + last.n_pages - 1));
     if (rc == 0) rc = find_run(e, PGS__SEEK_GE, 0, &r, err);
-    if (rc == 0 && r.at == 0 && r.n_pages == n_pages) {
+    if (rc == 0 && r.at == 0 && r.n_pages == n_pages && !pgs__is_cold(r.page)) { /* I5 */
         rc = del_run(e, 0, err);
         if (rc == 0) e->extent = (struct pgs__map_run){r.page, r.n_pages, r.birth};
     }

@@ -28,14 +28,18 @@ static inline struct pgs__tree pgs__map_tree(struct pgs__pagefile *pf, const str
 
 /* The letter of an entry whose key is well formed: 'E' or 'C'; else -PGS_ECORRUPT. */
 int pgs__map_letter(struct pgs_span key, struct pgs_error *err);
-/* An 'E' entry. Validated: sizes, at most 2^34 logical pages, a run inside the file that touches no superblock. */
+/* An 'E' entry. Validated: sizes, at most 2^34 logical pages, a run of the image or one inside the file that touches no superblock. */
 int pgs__map_decode_run(struct pgs__pagefile *pf, struct pgs_span key, struct pgs_span val, struct pgs__placed_run *out,
                         struct pgs_error *err);
 /* The same check for the run of an EXTENT. */
 int pgs__content_check_extent(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs_error *err);
 
-/* Address of one page of a validated run. NULL, and -PGS_E… in *rc: the address space for a segment is not to be had, or the file ends before it. */
+/* Address of one page of a validated run of the file. NULL, and -PGS_E… in *rc: the address space for a segment is not to be had, or the file ends before it. */
 const void *pgs__content_page(struct pgs__pagefile *pf, uint64_t page, int *rc, struct pgs_error *err);
+
+/* The same for any run, until the next call. */
+const void *pgs__content_page_via(struct pgs__pagefile *pf, struct pgs__cold_cache *cache, uint64_t page, int *rc,
+                                  struct pgs_error *err);
 
 /* Runs of a content (EXTENT or MAP) in logical order, not clipped; INLINE has none. */
 struct pgs__run_walk {

@@ -49,7 +49,9 @@ struct plan {
     uint64_t n_patched;   /* pages */
     bool over;            /* some mapping has patched pages in it */
     bool holes;           /* somewhere no mapping shows */
+    bool made;            /* some pages of the image were brought into private memory */
     long n_maps;
+    struct pgs__cold_cache cache;
 };
 
 /* --- the plan ------------------------------------------------------------------------------------------------------------- */
@@ -87,6 +89,7 @@ static bool gap_is_backed(struct plan *p, uint64_t page, uint64_t n_pages)
 static bool bridges(struct plan *p, const struct piece *seg, const struct piece *next)
 {
     uint64_t end = seg->at + seg->n_pages, gap = next->at - end;
+    if (pgs__is_cold(seg->page)) return false; /* what lies between may be gone */
     return p->patch_pages && gap > 0 && seg->page + (next->at - seg->at) == next->page &&
            gap_is_backed(p, seg->page + seg->n_pages, gap);
 }
@@ -146,9 +149,29 @@ static int plan_charge(struct plan *p)
 }
 
 /* --- carrying it out -------------------------------------------------------------------------------------------------------- */
+/* Pages of the image: mapped, or brought where nothing maps them. */
+static int map_cold(struct plan *p, const struct piece *seg, uint8_t *addr, enum pgs__map_kind kind)
+{
+    uint8_t *to = addr + (seg->at << PGS_PAGE_SHIFT);
+    size_t len = seg->n_pages << PGS_PAGE_SHIFT;
+    struct pgs_error local = {0};
+    int rc = p->pf->cold ? p->pf->cold->map(p->pf->cold_ctx, seg->page, seg->n_pages, to, kind == PGS__MAP_COW, &local)
+                         : -PGS_ENOTSUP;
+    if (rc && rc != -PGS_ENOTSUP && p->err && p->err->code == 0) *p->err = local;
+    if (rc != -PGS_ENOTSUP) return rc;
+    rc = pgs__vm_zero(to, len, true);
+    if (rc) return pgs__fail_os(p->err, -rc, "cannot map %zu bytes of zero memory", len);
+    rc = pgs__cold_read(p->pf, seg->page, seg->n_pages, to, p->err);
+    p->made = true;
+    if (rc == 0 && kind == PGS__MAP_READ && mprotect(to, len, PROT_READ) != 0)
+        rc = pgs__fail_os(p->err, errno, "cannot protect %zu bytes", len);
+    return rc;
+}
+
 static int map_segment(struct plan *p, const struct piece *seg, uint8_t *addr, enum pgs__map_kind kind)
 {
     int rc = 0;
+    if (pgs__is_cold(seg->page)) return map_cold(p, seg, addr, kind);
     if (pgs__file_ops->map(p->pf->fd, kind, addr + (seg->at << PGS_PAGE_SHIFT), seg->n_pages << PGS_PAGE_SHIFT,
                            (off_t)(seg->page << PGS_PAGE_SHIFT), &rc) != MAP_FAILED)
         return 0;
@@ -162,7 +185,7 @@ static int copy_piece(struct plan *p, const struct piece *q, uint8_t *addr)
 {
     for (uint64_t i = 0; i < q->n_pages; i++) {
         int rc = 0;
-        const void *from = pgs__content_page(p->pf, q->page + i, &rc, p->err);
+        const void *from = pgs__content_page_via(p->pf, &p->cache, q->page + i, &rc, p->err);
         if (!from) return rc;
         memcpy(addr + ((q->at + i) << PGS_PAGE_SHIFT), from, PGS_PAGE_SIZE);
     }
@@ -215,8 +238,9 @@ int pgs__mem_compose(struct pgs__pagefile *pf, const struct pgs__content *c, uin
         goto out;
     }
     *n_maps = p.n_maps;
-    *patched = p.n_patched > 0 || p.over;
+    *patched = p.n_patched > 0 || p.over || p.made;
 out:
+    pgs__cold_cache_free(&p.cache);
     pgs__free(p.piece);
     pgs__free(p.seg);
     return rc;

@@ -31,6 +31,7 @@ struct query {
     uint64_t first;  /* page at which the kernel's answer begins */
     uint64_t done;   /* pages before it are decided */
     int stop;        /* nonzero answer of fn, or an error */
+    struct pgs__cold_cache cache;
 };
 
 static const uint8_t *page_of(const struct query *q, uint64_t page)
@@ -92,7 +93,7 @@ static int compare_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64
     (void)birth;
     int rc = compare_zeros(q, q->done, at.n);
     for (uint64_t i = 0; i < run.n_pages && rc == 0; i++) {
-        const void *base = pgs__content_page(q->pf, run.page.n + i, &q->stop, q->err);
+        const void *base = pgs__content_page_via(q->pf, &q->cache, run.page.n + i, &q->stop, q->err);
         if (!base) return q->stop;
         if (memcmp(base, page_of(q, at.n + i), PGS_PAGE_SIZE)) rc = differs(q, at.n + i);
     }
@@ -168,6 +169,7 @@ int pgs__mem_dirty(struct pgs__pagefile *pf, struct pgs__mem *m, pgs__range_fn f
         rc = pgs__content_runs(pf, &q.v->base, low, hidden, beyond_run, &b, err);
     }
     if (rc == 0) rc = ask(&q, b.at, n_pages);
+    pgs__cold_cache_free(&q.cache);
     return rc ? rc : flush(&q);
 }
 

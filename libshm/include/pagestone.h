@@ -344,6 +344,18 @@ PGS_PUBLIC int pgs_check(pgs_store *s, int data, int (*fn)(void *ctx, const char
                          void *ctx, struct pgs_check_report *out, struct pgs_error *err);
 PGS_PUBLIC void pgs_free(void *p);
 
+/* --- cold data -------------------------------------------------------------------------------------------------------------------- */
+/* Compress the newest content of `key` as far as that saves space, or make it raw again. Contents, ids and versions stay; nobody conflicts with it. *bytes (may be NULL): what was saved, or made raw. On a
+ * store without room for all of it a part may be done: again later goes on. -PGS_EFULL: nothing could be. */
+PGS_PUBLIC int pgs_freeze(pgs_store *s, const void *key, size_t len, uint64_t *bytes, struct pgs_error *err);
+PGS_PUBLIC int pgs_thaw(pgs_store *s, const void *key, size_t len, uint64_t *bytes, struct pgs_error *err);
+/* Bring what is cold of bytes [lo, hi) of an object and verify it: -PGS_ECORRUPT here instead of SIGBUS later. */
+PGS_PUBLIC int pgs_prefetch(pgs_snapshot *sn, const struct pgs_object *obj, uint64_t lo, uint64_t hi,
+                            struct pgs_error *err);
+/* For the pager: compressed block `slot`, decompressed and verified. buf: PGS_COLD_BLOCK bytes, of which *len are filled. -PGS_ENOENT: there is no such block. */
+#define PGS_COLD_BLOCK 131072
+PGS_PUBLIC int pgs_cold_read(pgs_store *s, uint64_t slot, void *buf, size_t *len, struct pgs_error *err);
+
 /* Run-time capabilities, for doctor: i from 0 until NULL. */
 PGS_PUBLIC const char *pgs_capability(int i, int *on, const char **reason);
 

@@ -5,6 +5,8 @@
  * version, and the old run dies. Who reads the old pages goes on reading them until the generation is dropped; who edits the object conflicts with nobody, since conflicts compare
  * revisions. Objects that share pages with others stay where they are: moving one of them would end the sharing.
  *
+ * Compressed blocks stay where they are (a block's entry never changes), and so do pages of the image: what moves is the raw part of an object.
+ *
  * What has page checksums is verified before it is copied, so that a damaged page is never given a checksum that fits. What cannot be moved (damage, no room) is left alone.
  */
 #include "libshm/catalog/object.h"
@@ -26,6 +28,7 @@ struct move {
     struct pgs__object obj;
     struct part *parts;
     size_t n_parts, cap_parts;
+    size_t n_pieces; /* of the file: parts that follow each other there are one */
     uint64_t n_pages, lowest;
     bool shared;
     struct pgs_error *err;
@@ -36,12 +39,15 @@ static int see_part(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t 
     struct move *m = ctx;
     bool shared;
     (void)birth;
+    if (pgs__is_cold(run.page.n)) return 0;
     int rc = pgs__ledger_is_shared(&m->c->l, run, &shared, m->err);
     if (rc) return rc;
     m->shared |= shared;
     m->n_pages += run.n_pages;
     m->lowest = pgs__min_u64(m->lowest, run.page.n);
     if (pgs__grow(&m->parts, &m->cap_parts, m->n_parts + 1, sizeof m->parts[0])) return -PGS_ENOMEM;
+    const struct pgs_run *last = m->n_parts ? &m->parts[m->n_parts - 1].run : NULL;
+    m->n_pieces += !last || last->page.n + last->n_pages != run.page.n;
     m->parts[m->n_parts++] = (struct part){at, run};
     return 0;
 }
@@ -149,9 +155,23 @@ static int place_for(struct move *m, struct pgs_run *to)
         if (m->err && m->err->code == 0) *m->err = local;
         return rc;
     }
-    if (m->n_parts > 1 || to->page.n < m->lowest) return 0;
+    if (m->n_pieces > 1 || to->page.n < m->lowest) return 0;
     pgs__claim_give(&c->claim, *to, false);
     return 1;
+}
+
+/* The raw part against its checksums. *n_unverified: pages without one. */
+static int verify_parts(struct move *m, uint64_t *n_unverified)
+{
+    struct pgs__pagefile *pf = &m->c->s->pf;
+    int rc = pgs__content_verify_stream(pf, &m->obj.content, NULL);
+    for (size_t i = 0; i < m->n_parts && rc == 0; i++) {
+        uint64_t n = 0, lo = m->parts[i].at.n;
+        struct pgs__cold_cache none = {0};
+        rc = pgs__content_verify_pages(pf, &m->obj.content, lo, lo + m->parts[i].run.n_pages, &none, &n, NULL);
+        *n_unverified += n;
+    }
+    return rc;
 }
 
 /* *moved: bytes. An object that cannot be moved is no error. */
@@ -161,7 +181,7 @@ static int consider(struct move *m, struct pgs_span key, struct pgs_span val, ui
     struct pgs_error local = {0};
     struct pgs_run to;
     uint64_t n_unverified = 0, *xxh = NULL;
-    m->n_parts = 0;
+    m->n_parts = m->n_pieces = 0;
     m->n_pages = 0;
     m->lowest = UINT64_MAX;
     m->shared = false;
@@ -172,7 +192,7 @@ static int consider(struct move *m, struct pgs_span key, struct pgs_span val, ui
     if (rc || m->shared || m->n_pages == 0) return 0;
     rc = place_for(m, &to);
     if (rc) return rc == 1 ? 0 : rc;
-    if (pgs__content_verify(pf, &m->obj.content, &n_unverified, &local)) goto leave;
+    if (verify_parts(m, &n_unverified)) goto leave;
     if (m->obj.content.map.page && n_unverified < m->n_pages) {
         xxh = pgs__malloc(m->n_pages * sizeof *xxh);
         if (!xxh) goto leave;

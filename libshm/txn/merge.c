@@ -100,15 +100,22 @@ static int compare_block(const struct pgs__merge *m, struct cell *c, uint64_t at
     return rc;
 }
 
-static int compare_range(const struct pgs__merge *m, uint64_t lo, uint64_t hi, uint8_t *buf,
+/* Two buffers, and a compressed block at hand for each side. */
+struct scratch {
+    uint8_t *buf;
+    struct pgs__cold_cache base, theirs;
+};
+
+static int compare_range(const struct pgs__merge *m, uint64_t lo, uint64_t hi, struct scratch *s,
                          struct pgs__range_list *cells, struct pgs_error *err)
 {
     struct cell c = {.index = lo / m->itemsize};
+    uint8_t *buf = s->buf;
     int rc = 0;
     for (uint64_t at = lo; at < hi && rc == 0; at += BLOCK) {
         uint64_t len = pgs__min_u64(BLOCK, hi - at);
-        rc = pgs__content_read(m->pf, m->base, at, buf, len, err);
-        if (rc == 0) rc = pgs__content_read(m->pf, m->theirs, at, buf + BLOCK, len, err);
+        rc = pgs__content_read_via(m->pf, m->base, &s->base, at, buf, len, err);
+        if (rc == 0) rc = pgs__content_read_via(m->pf, m->theirs, &s->theirs, at, buf + BLOCK, len, err);
         if (rc == 0) rc = compare_block(m, &c, at, buf, buf + BLOCK, len, cells, err);
     }
     return rc ? rc : cell_end(&c, cells, err);
@@ -118,15 +125,17 @@ int pgs__merge_check(const struct pgs__merge *m, struct pgs__range_list *cells, 
 {
     struct pgs__range_list ours = {0}, theirs = {0}, meet = {0};
     if (m->itemsize == 0) return 0;
-    uint8_t *buf = pgs__malloc(2 * BLOCK);
-    int rc = buf ? 0 : pgs__fail(err, PGS_ENOMEM, "no memory to compare an array");
+    struct scratch s = {.buf = pgs__malloc(2 * BLOCK)};
+    int rc = s.buf ? 0 : pgs__fail(err, PGS_ENOMEM, "no memory to compare an array");
     if (rc == 0) rc = widen(m, m->our_pages, &ours, err);
     if (rc == 0) rc = widen(m, m->their_pages, &theirs, err);
     if (rc == 0) rc = intersect(&ours, &theirs, &meet, err);
-    for (size_t i = 0; i < meet.n && rc == 0; i++) rc = compare_range(m, meet.v[i].lo, meet.v[i].hi, buf, cells, err);
+    for (size_t i = 0; i < meet.n && rc == 0; i++) rc = compare_range(m, meet.v[i].lo, meet.v[i].hi, &s, cells, err);
     pgs__ranges_free(&ours);
     pgs__ranges_free(&theirs);
     pgs__ranges_free(&meet);
-    pgs__free(buf);
+    pgs__cold_cache_free(&s.base);
+    pgs__cold_cache_free(&s.theirs);
+    pgs__free(s.buf);
     return rc;
 }

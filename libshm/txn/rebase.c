@@ -30,6 +30,8 @@ struct rebase {
     struct pgs__op *op;
     struct pgs__array *a;
     const struct pgs__content *theirs;
+    bool same_bytes; /* of the base: its backing may differ (freeze, thaw, compact), its content does not */
+    struct pgs__cold_cache base_cache, their_cache;
     const uint8_t *ours; /* memory, or NULL */
     const uint8_t *rows; /* appended bytes */
     uint64_t ours_bytes; /* of the memory that stand for the base's bytes */
@@ -168,14 +170,14 @@ static int compose_page(struct rebase *r, uint64_t page, uint8_t *buf)
     uint8_t base[PGS_PAGE_SIZE];
     int rc = 0;
     if (at < their_end)
-        rc = pgs__content_read(r->pf, r->theirs, at, buf, PGS_PAGE_SIZE, r->err);
+        rc = pgs__content_read_via(r->pf, r->theirs, &r->their_cache, at, buf, PGS_PAGE_SIZE, r->err);
     else
         memset(buf, 0, PGS_PAGE_SIZE);
     if (rc) return rc;
     if (r->ours && at < r->ours_bytes && pgs__ranges_has(&r->a->dirty, page)) {
         size_t n = (size_t)pgs__min_u64(PGS_PAGE_SIZE, r->ours_bytes - at);
         if (pgs__ranges_has(&r->their_pages, page)) {
-            rc = pgs__content_read(r->pf, &r->a->o.content, at, base, PGS_PAGE_SIZE, r->err);
+            rc = pgs__content_read_via(r->pf, &r->a->o.content, &r->base_cache, at, base, PGS_PAGE_SIZE, r->err);
             if (rc) return rc;
             merge_bytes(buf, r->ours + at, base, n);
         } else {
@@ -395,7 +397,7 @@ static uint64_t meeting_bytes(const struct rebase *r)
 static int check_meeting(struct rebase *r, const uint64_t *cost, struct pgs__range_list *cells)
 {
     const struct pgs__content *base = &r->a->o.content;
-    if (r->a->resized || pgs__same_content(base, r->theirs)) return 0;
+    if (r->a->resized || r->same_bytes || pgs__same_content(base, r->theirs)) return 0;
     int rc = pgs__merge_their_pages(r->pf, base, r->theirs, &r->their_pages, r->err);
     if (rc) return rc;
     if (cost && meeting_bytes(r) + r->rows_bytes > *cost) return -PGS_ELOCKED;
@@ -440,6 +442,8 @@ int pgs__rebase(struct pgs_txn *t, struct pgs__ledger *l, struct pgs__op *op, co
         rc = rebase_fresh(t, a, err);
     } else {
         describe(&r);
+        r.same_bytes = pgs__object_same_revision(&a->o, theirs) && theirs->id && theirs->id != PGS__ID_PENDING &&
+                       theirs->version != PGS__ID_PENDING;
         rc = check_meeting(&r, cost, cells);
         if (rc == 0 && cells->n) goto out;
         bool small = r.n_bytes <= pgs__object_inline_room(op->len, a->o.ndim, a->o.dtype_len);
@@ -458,6 +462,8 @@ int pgs__rebase(struct pgs_txn *t, struct pgs__ledger *l, struct pgs__op *op, co
 out:
     pgs__ranges_free(&r.their_pages);
     pgs__ranges_free(&r.work);
+    pgs__cold_cache_free(&r.base_cache);
+    pgs__cold_cache_free(&r.their_cache);
     pgs__free(r.page_xxh);
     pgs__free(r.runs);
     return rc;

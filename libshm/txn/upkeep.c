@@ -8,6 +8,7 @@
  *     pinned    kept only by versions that left history: somebody pins them, or the next commits drop them
  *     free      free + limbo (unreferenced, but not yet safe to write again)
  *     meta      the bookkeeping, the reserve and the superblocks
+ *     compressed   of live: what compressed blocks occupy, also those that only older versions need
  *     resident  blocks of the file, as the file system counts them
  *     leaked    0: only pgs_check can know, and reports it
  */
@@ -60,8 +61,11 @@ int pgs__stat(struct pgs__session *s, struct pgs_stat *out, struct pgs_error *er
     uint64_t meta = h->pages_meta + h->reserve_n + 2;
     uint64_t rest = h->pages_free + h->pages_dead + h->pages_limbo + meta;
     struct pgs_stat st = {0};
+    struct pgs__cold_total cold;
     st.live = (h->hw_pages - pgs__min_u64(h->hw_pages, rest)) << PGS_PAGE_SHIFT;
     rc = held_by_expired(&l, &st.pinned, err);
+    if (rc == 0) rc = pgs__ledger_cold_total(&l, &cold, err);
+    if (rc == 0) st.compressed = cold.n_pages << PGS_PAGE_SHIFT;
     st.pinned = pgs__min_u64(st.pinned, h->pages_dead << PGS_PAGE_SHIFT);
     st.history = (h->pages_dead << PGS_PAGE_SHIFT) - st.pinned;
     st.free = (h->pages_free + h->pages_limbo) << PGS_PAGE_SHIFT;

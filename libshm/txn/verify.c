@@ -5,6 +5,8 @@
  * what the record, the meta tree, the head's catalog and its objects refer to. What meets a page that has a state already is used twice or free and used; what has none in the end
  * is leaked. Older versions mark nothing: what they refer to must be either the head's or dead.
  *
+ * Pages of the image have no byte of state but a bit with their block (verify_cold.c): what the head refers to and what is dead must be what the block counts.
+ *
  * Nothing found is trusted: every node is hashed again here, whatever this process verified before, and no walk enters a page twice, so damage can neither hide nor loop.
  */
 #include "libshm/txn/verify.h"
@@ -17,6 +19,7 @@
 #include "libshm/platform/hash.h"
 #include "libshm/platform/mem.h"
 #include "libshm/tree/node.h"
+#include "libshm/txn/verify_cold.h"
 
 #define LLU(x) ((unsigned long long)(x))
 #define MOST_OF_A_KIND 100u /* messages about ranges; all are counted */
@@ -39,6 +42,8 @@ struct verify {
     struct pgs_error *err;
     uint8_t *state; /* of each page below hw */
     uint64_t hw;
+    struct pgs__seen_blocks blocks;
+    struct pgs__cold_cache cache; /* over them */
     struct edge *edges;
     size_t n_edges, cap_edges;
     uint64_t *seen; /* open addressing: hashes of records that were checked */
@@ -96,6 +101,8 @@ static const char *state_name(uint8_t state)
         return "in the reserve";
     case PGS__PAGE_SUPER:
         return "a superblock";
+    case PGS__PAGE_BLOCK:
+        return "a compressed block";
     case NODE:
         return "a node of the catalog";
     case MAP:
@@ -150,6 +157,17 @@ static int check_old(struct verify *v, struct pgs_span object, struct pgs_run ru
                        state_name(role), state_name(state));
     }
     return 0;
+}
+
+static int check_image(struct verify *v, struct pgs_span object, struct pgs_run run, bool *ok)
+{
+    uint64_t slot = pgs__cold_slot(run.page.n);
+    const char *bad = pgs__seen_run(&v->blocks, run, v->in_history ? PGS__SEEN_OLD : PGS__SEEN_HEAD, &slot);
+    *ok = bad == NULL;
+    if (!bad) return 0;
+    if (v->in_history)
+        return problem(v, object, "version %llu: compressed block %llu %s", LLU(v->history), LLU(slot), bad);
+    return problem(v, object, "compressed block %llu %s", LLU(slot), bad);
 }
 
 static int place(struct verify *v, struct pgs_span object, struct pgs_run run, uint8_t role, bool *ok)
@@ -246,12 +264,13 @@ static int see_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t b
     struct runs_ctx *c = ctx;
     struct verify *v = c->v;
     bool ok;
+    bool cold = pgs__is_cold(run.page.n);
     c->n_pages += run.n_pages;
-    int rc = place(v, c->key, run, DATA, &ok);
+    int rc = cold ? check_image(v, c->key, run, &ok) : place(v, c->key, run, DATA, &ok);
     c->sound &= ok;
     if (rc == 0 && (birth == 0 || birth > v->l.head.gen))
         rc = problem(v, c->key, "page %llu was born in generation %llu, which is not yet", LLU(at.n), LLU(birth));
-    if (rc == 0 && !v->in_history && inside(v, run)) rc = add_edges(v, run, 1, 0);
+    if (rc == 0 && !v->in_history && (cold ? ok : inside(v, run))) rc = add_edges(v, run, 1, 0);
     return rc;
 }
 
@@ -278,9 +297,9 @@ static int check_content(struct verify *v, struct pgs_span key, const struct pgs
         return 0;
     }
     if (v->data || content->xxh_bytes == content->n_bytes) {
-        rc = pgs__content_verify(v->pf, content, &n_unverified, &local);
+        rc = pgs__content_verify_via(v->pf, content, &v->cache, &n_unverified, &local);
     } else {
-        rc = pgs__content_verify_stream(v->pf, content, &local);
+        rc = pgs__content_verify_stream_via(v->pf, content, &v->cache, &local);
         n_unverified = c.n_pages - pgs__pages_of(content->xxh_bytes);
     }
     if (!v->in_history) v->r.n_pages_unverified += n_unverified;
@@ -423,7 +442,13 @@ static int check_history(struct verify *v)
 
 static int see_listed(void *ctx, struct pgs_run run, enum pgs__page_state state)
 {
+    struct verify *v = ctx;
     bool ok;
+    if (pgs__is_cold(run.page.n)) {
+        uint64_t slot = pgs__cold_slot(run.page.n);
+        const char *bad = pgs__seen_run(&v->blocks, run, PGS__SEEN_DEAD, &slot);
+        return bad ? problem(v, NAMED("the ledger"), "compressed block %llu %s", LLU(slot), bad) : 0;
+    }
     return mark(ctx, NAMED("the ledger"), run, (uint8_t)state, &ok);
 }
 
@@ -432,13 +457,48 @@ static int see_shared(void *ctx, struct pgs_run run, uint64_t count)
     return add_edges(ctx, run, 0, (int64_t)pgs__min_u64(count, INT64_MAX));
 }
 
+static int see_block(void *ctx, uint64_t slot, const struct pgs__cold_block *b, struct pgs_error *damage)
+{
+    struct verify *v = ctx;
+    (void)damage; /* the ledger's own check says so */
+    if (!b) return 0;
+    return pgs__seen_add(&v->blocks, slot, b) ? no_memory(v) : 0;
+}
+
+/* C1; and with `data` what no object led to, pages of versions that are on their way out. */
+static int check_blocks(struct verify *v)
+{
+    struct pgs_error local = {0};
+    struct pgs_span name = NAMED("the ledger");
+    uint64_t n_bad = 0;
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < v->blocks.n; i++) {
+        struct pgs__seen_block *b = &v->blocks.v[i];
+        const char *bad = v->incomplete ? NULL : pgs__seen_count(b);
+        v->r.n_errors += bad && n_bad >= MOST_OF_A_KIND;
+        if (bad && n_bad++ < MOST_OF_A_KIND)
+            rc = problem(v, name, "compressed block %llu %s (%u pages in use, %u dead, %u counted)", LLU(b->slot), bad,
+                         (unsigned)__builtin_popcount(b->head), (unsigned)__builtin_popcount(b->dead), b->b.live);
+        if (rc || !v->data || b->right || b->wrong) continue;
+        memset(&local, 0, sizeof local);
+        (void)pgs__cold_page(v->pf, &v->cache, pgs__cold_page_of(b->slot), &rc, &local);
+        if (rc) rc = verdict(v, name, rc, &local);
+    }
+    return rc;
+}
+
 static int check_ledger(struct verify *v)
 {
     struct pgs_error local = {0};
     struct pgs_span name = NAMED("the ledger");
     const struct pgs__root *head = &v->l.head;
     bool ok;
-    int rc = pgs__ledger_check(&v->l, see_listed, see_shared, v, &local);
+    int rc = pgs__ledger_cold_walk(&v->l, see_block, v, &local);
+    if (rc == -PGS_ECORRUPT) v->incomplete = true;
+    if (rc) rc = verdict(v, name, rc, &local);
+    if (rc) return rc;
+    memset(&local, 0, sizeof local);
+    rc = pgs__ledger_check(&v->l, see_listed, see_shared, v, &local);
     if (rc == -PGS_ECORRUPT) v->incomplete = true;
     if (rc) rc = verdict(v, name, rc, &local);
     struct pgs_run record = {{head->record.page}, head->record_pages};
@@ -513,6 +573,7 @@ static int verify_all(struct verify *v)
     if (rc == 0) rc = check_ledger(v);
     if (rc == 0) rc = check_head(v);
     if (rc == 0) rc = check_history(v);
+    if (rc == 0) rc = check_blocks(v);
     /* what hangs below damage cannot be told from leaks */
     if (rc == 0 && !v->incomplete) rc = check_counts(v);
     if (rc == 0 && !v->incomplete) rc = check_leaks(v);
@@ -531,6 +592,8 @@ int pgs__verify(struct pgs__session *s, bool data, pgs__problem_fn fn, void *ctx
         return rc;
     }
     v.hw = v.l.meta.hdr.hw_pages;
+    v.blocks.pf = v.pf;
+    v.cache = (struct pgs__cold_cache){.ops = &pgs__seen_ops, .ctx = &v.blocks};
     v.r.n_pages = v.hw;
     pgs__pagefile_refresh(v.pf);
     if (v.hw > atomic_load(&v.pf->n_pages)) {
@@ -545,6 +608,8 @@ int pgs__verify(struct pgs__session *s, bool data, pgs__problem_fn fn, void *ctx
     pgs__free(v.state);
     pgs__free(v.edges);
     pgs__free(v.seen);
+    pgs__cold_cache_free(&v.cache);
+    pgs__seen_free(&v.blocks);
     if (rc == 0 && report) *report = v.r;
     return rc;
 }
