@@ -103,6 +103,7 @@ struct pgs__space {
     unsigned n_recycled;
     uint64_t owners_reserved; /* owner words of chunks below were reserved by this process */
     uint64_t freed_pages;     /* since the last look at what is resident */
+    uint64_t demand_bytes;    /* of data in one commit: the largest of late, forgotten by an eighth with each commit */
     uint64_t punch_below;     /* chunk below which the punching goes on; 0: from the top */
     /* under the commit lock */
     bool reclaimed[3];          /* claim_nodes.c, by enum pgs__life: something was, since the last search */

@@ -471,7 +471,7 @@ int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, st
         pgs__commit_unlock(c->s);
         PGS_KILL_POINT("commit_unlocked");
         pgs__claim_release(&c->claim);
-        pgs__punch_if_due(c->s, &c->after);
+        pgs__punch_if_due(c->s, &c->after, c->bytes);
     }
     pgs__commit_abandon(c);
     return rc;

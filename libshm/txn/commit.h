@@ -57,7 +57,7 @@ int pgs__make_room(struct pgs__session *s, const struct pgs__wait *w, int level,
 int pgs__make_room_lent(struct pgs__session *s, const struct pgs__wait *w, struct pgs__claim *lender, int level,
                         uint64_t *freed, struct pgs_error *err);
 /* After a commit: give free chunks back to the file system when more than max(64 MiB, a quarter of what lives) of them are resident. Bounded; no lock is held. */
-void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after);
+void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after, uint64_t bytes);
 /* Punch at most max_chunks free whole chunks, highest first, going on where the last call stopped. Returns how many it looked at; 0: once around. */
 uint64_t pgs__punch(struct pgs__session *s, uint64_t max_chunks);
 /* On a file system with little room: punch every free page, where others do not hold the chunk. */

@@ -236,20 +236,24 @@ void pgs__punch_parts(struct pgs__session *s)
         if (pgs__claim_owner_words(s, chunk, NULL) == 0) punch_part(s, chunk);
 }
 
-/* Due when much more is resident than used, or when whole chunks became free while the file system is short of room: others need it, too. */
-void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after)
+/* Due when much more is resident than used, or when whole chunks became free while the file system is short of room: others need it, too. What a commit like the late ones takes is no excess: who
+ * overwrites a large array again and again would punch pages only to fault them in again. `bytes`: of data in this commit. */
+void pgs__punch_if_due(struct pgs__session *s, const struct pgs__record *after, uint64_t bytes)
 {
     struct pgs__space *sp = pgs__space_of(s);
     if (!sp) return;
     bool scarce = pgs__is_scarce(s);
     pgs__mutex_lock(&s->space_mx);
+    sp->demand_bytes = pgs__max_u64(bytes, sp->demand_bytes - sp->demand_bytes / 8);
+    uint64_t demand = sp->demand_bytes + sp->demand_bytes / 4;
     bool look = sp->freed_pages >= (scarce ? PGS_CHUNK_PAGES : PUNCH_SLACK >> PGS_PAGE_SHIFT);
     pgs__mutex_unlock(&s->space_mx);
     if (!look) return;
     uint64_t used = (after->hw_pages - pgs__min_u64(after->hw_pages, after->pages_free)) << PGS_PAGE_SHIFT;
     uint64_t not_live = (after->pages_dead + after->pages_limbo) << PGS_PAGE_SHIFT;
     uint64_t live = used - pgs__min_u64(used, not_live), resident = pgs__pagefile_resident(&s->pf);
-    bool due = resident > used && resident - used > (scarce ? PGS_CHUNK_SIZE : pgs__max_u64(PUNCH_SLACK, live / 4));
+    uint64_t slack = pgs__max_u64(PUNCH_SLACK, pgs__max_u64(live / 4, demand));
+    bool due = resident > used && resident - used > (scarce ? PGS_CHUNK_SIZE : slack);
     if (due && pgs__punch(s, PUNCH_PER_COMMIT) > 0) return; /* the next commit goes on */
     pgs__mutex_lock(&s->space_mx);
     sp->freed_pages = 0;

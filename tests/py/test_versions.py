@@ -468,3 +468,14 @@ def test_paths_that_are_not_utf8(shm_path):
         assert os.fsencode(s.path) == path
         assert pickle.loads(pickle.dumps(s["a"])).tolist() == [0, 1, 2, 3, 4]
         assert pickle.loads(pickle.dumps(s))["a"][1] == 1
+
+
+def test_overwriting_a_large_array_again_and_again_goes_round_in_the_same_memory() -> None:
+    with ps.open() as s:
+        a = np.ones(100_000_000 // 8)
+        for _ in range(8):
+            s["k"] = a
+        before = s.stat().resident
+        for _ in range(6):
+            s["k"] = a
+            assert s.stat().resident == before  # nothing punched, nothing faulted in anew
