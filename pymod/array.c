@@ -33,7 +33,6 @@ static void prov_dealloc(PyObject *self)
     Py_XDECREF(p->key);
     Py_XDECREF(p->dtype);
     Py_XDECREF(p->view);
-    pgs_snapshot_unref(p->sn);
     PyObject_Free(self);
     Py_DECREF(tp);
 }
@@ -51,12 +50,26 @@ PROV_FIELD(dtype, Py_NewRef(p->dtype))
 PROV_FIELD(unnamed, PyBool_FromLong(p->unnamed))
 PROV_FIELD(view, Py_NewRef((PyObject *)p->view))
 PROV_FIELD(version, PyLong_FromUnsignedLongLong(p->version))
-PROV_FIELD(gen, PyLong_FromUnsignedLongLong(p->sn ? p->gen
-                                                  : pgs_view_gen(p->view->v))) /* the library may move a view's pin */
+PROV_FIELD(gen, PyLong_FromUnsignedLongLong(pgs_view_gen(p->view->v))) /* the library may move a view's pin */
 PROV_FIELD(id, PyLong_FromUnsignedLongLong(p->id))
 PROV_FIELD(n_bytes, PyLong_FromUnsignedLongLong(p->n_bytes))
 PROV_FIELD(addr, PyLong_FromVoidPtr(p->addr))
 
+/* lease(ns) -> (generation, its version): what a handle names. Without write permission nothing is leased: our own pin is what keeps it. */
+static PyObject *prov_lease(PyObject *self, PyObject *arg)
+{
+    ProvObject *p = (ProvObject *)self;
+    unsigned long long ns = PyLong_AsUnsignedLongLong(arg);
+    uint64_t gen = 0, version = 0;
+    struct pgs_error err = {0};
+    int rc;
+    if (PyErr_Occurred()) return NULL;
+    CORE_BLOCKING(rc = pgs_view_lease(p->view->v, ns, &gen, &version, &err));
+    if (rc < 0 && rc != -PGS_EREADONLY) return core_raise(rc, &err);
+    return Py_BuildValue("(KK)", (unsigned long long)gen, (unsigned long long)version);
+}
+
+static PyMethodDef prov_methods[] = {{"lease", prov_lease, METH_O, NULL}, {0}};
 static PyGetSetDef prov_getset[] = {{"store", prov_store, NULL, NULL, NULL},
                                     {"key", prov_key, NULL, NULL, NULL},
                                     {"dtype", prov_dtype, NULL, NULL, NULL},
@@ -68,12 +81,15 @@ static PyGetSetDef prov_getset[] = {{"store", prov_store, NULL, NULL, NULL},
                                     {"n_bytes", prov_n_bytes, NULL, NULL, NULL},
                                     {"addr", prov_addr, NULL, NULL, NULL},
                                     {0}};
-static PyType_Slot prov_slots[] = {{Py_tp_dealloc, prov_dealloc}, {Py_tp_getset, prov_getset}, {0, NULL}};
+static PyType_Slot prov_slots[] = {
+    {Py_tp_dealloc, prov_dealloc}, {Py_tp_getset, prov_getset}, {Py_tp_methods, prov_methods}, {0, NULL}};
 static PyType_Spec prov_spec = {"pagestone._core.Provenance", sizeof(ProvObject), 0, Py_TPFLAGS_DEFAULT, prov_slots};
 
 static ProvObject *prov_new(PyObject *store, PyObject *key, PyArray_Descr *stored, ViewObject *view, pgs_snapshot *sn,
                             uint64_t id, uint64_t n_bytes)
 {
+    if (n_bytes < MAY_BE_COPIED && pgs_view_keep(view->v, sn, NULL) < 0)
+        return PyErr_SetString(PyExc_ValueError, "the view is not of this snapshot"), NULL;
     PyArray_Descr *own = stored; /* the array's dtype object can be given other field names */
     Py_INCREF(own);
     if (PyDataType_HASFIELDS(stored)) {
@@ -90,8 +106,6 @@ static ProvObject *prov_new(PyObject *store, PyObject *key, PyArray_Descr *store
     p->dtype = (PyObject *)own;
     p->view = (ViewObject *)Py_NewRef((PyObject *)view);
     p->unnamed = 0;
-    p->sn = n_bytes < MAY_BE_COPIED ? pgs_snapshot_ref(sn) : NULL;
-    p->gen = pgs_snapshot_gen(sn);
     p->version = pgs_snapshot_version(sn);
     p->id = id;
     p->n_bytes = n_bytes;
@@ -276,17 +290,18 @@ PyObject *array_make(PyObject *store, PyObject *key, const struct pgs_object *ob
     return a;
 }
 
-/* _array_from(snapshot, key, unnamed, stored dtype, view, id, n_bytes, offset, dtype, shape, strides): what a handle describes; every number is checked. */
+/* _array_from(snapshot, key, unnamed, stored dtype, view, id, n_bytes, offset, dtype, shape, strides, version): what a handle describes; every number is checked. version: as the
+ * sender read it, where that is not the snapshot's. */
 static PyObject *array_from(PyObject *module, PyObject *args)
 {
     (void)module;
     PyObject *snapshot, *key, *view, *shape_o, *strides_o;
     PyArray_Descr *descr, *stored;
-    unsigned long long id, n_bytes, offset;
+    unsigned long long id, n_bytes, offset, version = 0;
     int unnamed;
-    if (!PyArg_ParseTuple(args, "O!OpO!O!KKKO!O!O!", core.snapshot_type, &snapshot, &key, &unnamed, &PyArrayDescr_Type,
-                          &stored, core.view_type, &view, &id, &n_bytes, &offset, &PyArrayDescr_Type, &descr,
-                          &PyTuple_Type, &shape_o, &PyTuple_Type, &strides_o))
+    if (!PyArg_ParseTuple(args, "O!OpO!O!KKKO!O!O!|K", core.snapshot_type, &snapshot, &key, &unnamed,
+                          &PyArrayDescr_Type, &stored, core.view_type, &view, &id, &n_bytes, &offset,
+                          &PyArrayDescr_Type, &descr, &PyTuple_Type, &shape_o, &PyTuple_Type, &strides_o, &version))
         return NULL;
     Py_ssize_t nd = PyTuple_GET_SIZE(shape_o);
     npy_intp shape[PGS_MAX_NDIM], strides[PGS_MAX_NDIM];
@@ -313,6 +328,7 @@ static PyObject *array_from(PyObject *module, PyObject *args)
     ProvObject *prov = prov_new((PyObject *)sn->store, key, stored, (ViewObject *)view, sn->sn, id, n_bytes);
     if (!prov) return NULL;
     prov->unnamed = unnamed;
+    if (version) prov->version = version;
     Py_INCREF(descr);
     PyObject *a = array_over(descr, (int)nd, shape, strides, 0, prov->addr + offset, prov);
     Py_DECREF(prov);

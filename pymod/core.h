@@ -105,9 +105,7 @@ typedef struct {                   /* where an Array's memory came from */
     int unnamed;     /* of ps.share: the key is nobody's business */
     PyObject *dtype; /* of the stored object */
     ViewObject *view;
-    pgs_snapshot
-        *sn; /* of small objects, whose views may pin nothing: keeps the generation that a handle names; else NULL */
-    uint64_t version, gen, id, n_bytes;
+    uint64_t version, id, n_bytes; /* version: as it was read; the pin may move on */
     char *addr;
 } ProvObject;
 struct core_array_extra {

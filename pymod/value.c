@@ -190,7 +190,7 @@ static int share_pages(PyObject *store, pgs_txn *t, const struct key *k, PyArray
     int rc;
     pgs_store *s = store_enter(store);
     if (!s) return -1;
-    CORE_BLOCKING(rc = pgs_snapshot_gen_open(s, p->gen, &sn, NULL));
+    CORE_BLOCKING(rc = pgs_snapshot_gen_open(s, pgs_view_gen(p->view->v), &sn, NULL));
     pgs_store_unref(s);
     if (rc < 0) return 0;
     rc = pgs_get(sn, from.p, (size_t)from.len, &obj, NULL);

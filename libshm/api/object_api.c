@@ -44,7 +44,8 @@ static int open_view(struct pgs_snapshot *sn, const struct pgs_object *obj, bool
                             err);
     if (rc == 0 && (o.id != obj->id || o.version != obj->version))
         rc = pgs__fail(err, PGS_EINVAL, "this object is not of this snapshot");
-    if (rc == 0) rc = pgs__view_open(sn->s, &sn->pin, &o, verify, private_cow, out, err);
+    struct pgs__home home = {obj->record, sn->root.version};
+    if (rc == 0) rc = pgs__view_open(sn->s, &sn->pin, &home, &o, verify, private_cow, out, err);
     return believe(sn, rc, err);
 }
 
@@ -70,7 +71,26 @@ uint64_t pgs_view_size(const pgs_view *v)
 
 uint64_t pgs_view_gen(const pgs_view *v)
 {
-    return v->pin.gen;
+    struct pgs_view *w = (struct pgs_view *)(uintptr_t)v; /* constant to its user; its pin moves */
+    return pgs__hold_gen(w->s, &w->hold);
+}
+
+int pgs_view_keep(pgs_view *v, pgs_snapshot *sn, struct pgs_error *err)
+{
+    if (v->hold.pinned) return 0;
+    if (v->s != sn->s || v->hold.pin.gen != sn->root.gen)
+        return pgs__fail(err, PGS_EINVAL, "this view is not of this snapshot");
+    pgs__hold_take(v->s, &v->hold, &sn->pin);
+    return 0;
+}
+
+int pgs_view_lease(pgs_view *v, uint64_t ns, uint64_t *gen, uint64_t *version, struct pgs_error *err)
+{
+    int rc = pgs__session_check(v->s, err);
+    if (rc) return rc;
+    *gen = pgs__hold_stay(v->s, &v->hold).gen;
+    *version = v->hold.version;
+    return pgs__lease_set(v->s, *gen, ns, err);
 }
 
 pgs_view *pgs_view_ref(pgs_view *v)
@@ -83,7 +103,7 @@ void pgs_view_unref(pgs_view *v)
 {
     if (!v || atomic_fetch_sub_explicit(&v->refs, 1, memory_order_acq_rel) > 1) return; /* pairs with other droppers */
     pgs__mem_close(&v->s->pf, &v->mem);
-    if (v->pin.index != UINT32_MAX) pgs__pin_drop(v->s, &v->pin);
+    pgs__hold_drop(v->s, &v->hold);
     pgs__session_unref(v->s);
     pgs__free(v);
 }

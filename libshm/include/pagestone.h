@@ -186,6 +186,7 @@ PGS_PUBLIC int pgs_view_open(pgs_snapshot *sn, const struct pgs_object *obj, int
 PGS_PUBLIC int pgs_view_private(pgs_snapshot *sn, const struct pgs_object *obj, pgs_view **out, struct pgs_error *err);
 PGS_PUBLIC void *pgs_view_data(const pgs_view *v); /* page-aligned or, for small objects, 64-byte aligned; never NULL */
 PGS_PUBLIC uint64_t pgs_view_size(const pgs_view *v);
+/* The generation that its pin keeps. The library moves it to newer ones in which the object is unchanged, so that a view keeps only its own pages; see pgs_view_lease. */
 PGS_PUBLIC uint64_t pgs_view_gen(const pgs_view *v);
 PGS_PUBLIC pgs_view *pgs_view_ref(pgs_view *v);
 PGS_PUBLIC void pgs_view_unref(pgs_view *v); /* accepts NULL */
@@ -203,6 +204,11 @@ PGS_PUBLIC void pgs_iter_free(pgs_iter *it);
 /* --- handles: passing views between processes --------------------------------------------------------------------------- */
 /* Keep this generation alive for ns from now on, whoever dies (ps.lease). */
 PGS_PUBLIC int pgs_lease(pgs_store *s, uint64_t gen, uint64_t ns, struct pgs_error *err);
+/* The same for a view's generation, which it names, with its version: for handles. From now on the view's pin stays there. -PGS_EREADONLY: without write permission
+ * there is no lease; the generation is named all the same, and the view's own pin is what keeps it. */
+PGS_PUBLIC int pgs_view_lease(pgs_view *v, uint64_t ns, uint64_t *gen, uint64_t *version, struct pgs_error *err);
+/* Views of small objects are copies and need no pin. This gives such a view one, so that a handle can name its generation. sn: what it was opened from. */
+PGS_PUBLIC int pgs_view_keep(pgs_view *v, pgs_snapshot *sn, struct pgs_error *err);
 /* A snapshot of exactly this generation, kept, pinned or leased: -PGS_EEXPIRED when gone. */
 PGS_PUBLIC int pgs_snapshot_gen_open(pgs_store *s, uint64_t gen, pgs_snapshot **out, struct pgs_error *err);
 /* Find the key of object `id`, whose name begins with `prefix` (handles carry at most that much of a long key). buf: PGS_MAX_KEY bytes. */

@@ -16,6 +16,7 @@
  *                            11 element widening skipped at merge         12 private remap skipped at publish
  *                            13 a compressed block freed with the first of its pages
  *                            14 a compressed block never counts fewer pages
+ *                            15 a pin moved without comparing the object
  * pgs__inject_fail(kind, n, errno_value, for_good)
  *                           the nth call (1 = next) of that kind fails with errno_value; for_good: all later ones too.
  *                           Also PAGESTONE_FAIL="kind:n:errno[:forever]" at the first use. kinds: "file", "mem", "map".

@@ -110,11 +110,15 @@ void pgs__commit_abandon(struct pgs__commit *c)
 struct pinned_ctx {
     struct pgs__pinned_set set;
     pgs_gen_t base;
+    bool any;
 };
 static int is_pinned(void *ctx, pgs_gen_t gen)
 {
     struct pinned_ctx *p = ctx;
-    return gen >= p->base ? 1 : pgs__pinned(&p->set, gen); /* the superseded head may be being pinned at this moment */
+    if (gen >= p->base) return 1; /* the superseded head may be being pinned at this moment */
+    int rc = pgs__pinned(&p->set, gen);
+    if (rc > 0) p->any = true;
+    return rc;
 }
 
 static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
@@ -130,6 +134,7 @@ static int drop(struct pgs__commit *c, uint64_t budget, struct pgs_error *err)
     if (rc == 0) rc = pgs__ledger_drop(&c->l, is_pinned, &p, budget, &any, &more, err);
     pgs__pinned_free(&p.set);
     if (any) c->epoch = true;
+    c->zombies = p.any;
     return rc;
 }
 
@@ -451,6 +456,8 @@ static int end_locked(struct pgs__commit *c, const struct pgs_commit_info *log, 
     rc = pgs__publish(c->s, &root, c->l.meta.hdr.durability, c->new_version, c->epoch, bytes, err);
     if (rc) return rc;
     c->after = c->l.meta.hdr;
+    c->ask = pgs__advance_is_due(c->s, c->after.pages_dead,
+                                 c->after.hw_pages - pgs__min_u64(c->after.hw_pages, c->after.pages_free), c->zombies);
     pgs__ledger_keep(&c->l, &root, &pgs__space_of(c->s)->kept);
     return 0;
 }
@@ -471,6 +478,7 @@ int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, st
         pgs__commit_unlock(c->s);
         PGS_KILL_POINT("commit_unlocked");
         pgs__claim_release(&c->claim);
+        if (c->ask) pgs__advance_ask(c->s, false);
         pgs__punch_if_due(c->s, &c->after, c->bytes);
     }
     pgs__commit_abandon(c);

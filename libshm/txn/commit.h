@@ -25,6 +25,7 @@ struct pgs__commit {
     uint64_t bytes;            /* written for data before: for the log and the barrier's budget */
     bool new_version, freeing; /* freeing: this commit only frees (delete, gc): may use the reserve */
     bool open;
+    bool zombies, ask;        /* drop met pinned generations; ask for their pins to move, after the lock */
     bool epoch;               /* something was expired or dropped: drop_epoch moves with the publish */
     bool deep;                /* freeing: the ladder did not help; nearly all of the reserve may go */
     bool expire_all;          /* upkeep: all untagged history goes (full stores) */

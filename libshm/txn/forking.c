@@ -200,6 +200,7 @@ static void child_one(struct pgs__session *s)
             }
         }
     }
+    pgs__advance_forked(s);
     /* The spare was not inherited; the next sweep gets another. */
     s->spare_lock.map = NULL;
     s->spare_slot = PGS__NO_SLOT;

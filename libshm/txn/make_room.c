@@ -134,6 +134,7 @@ int pgs__make_room_lent(struct pgs__session *s, const struct pgs__wait *w, struc
     uint64_t n = 0;
     pgs__set_scarce(s, true);
     if (level >= 2) (void)pgs__sweep(s, true);
+    pgs__advance_ask(s, true); /* before history goes: views that need no old version hold it up, perhaps */
     int rc = drain(&t, &n, &local);
     while (rc == 0 && pgs__punch(s, PUNCH_BATCH) > 0) {
     }

@@ -170,11 +170,12 @@ static int entry_get(struct pgs__session *s, uint64_t gen, uint32_t *index, bool
     return 0;
 }
 
-static void entry_put(struct pgs__session *s, uint32_t i)
+void pgs__pin_put_locked(struct pgs__session *s, uint32_t i)
 {
     struct pgs__pin_entry *e = &s->pins[i];
     PGS_BUG_ON(i >= s->n_pins || e->refs == 0);
     if (--e->refs || e->frozen) return;
+    PGS_BUG_ON(e->movable);
     if (s->writable) /* release: what was read under the pin was read before. Pairs with the acquire of collectors */
         atomic_store_explicit(pgs__ctl_pin(&s->ctl, s->slot, i), 0, memory_order_release);
     else
@@ -201,12 +202,10 @@ static int read_head(struct pgs__session *s, struct pgs__root *root, struct pgs_
     return pgs__fail_corrupt(err, "the control file", "the newest root in the control file is damaged");
 }
 
-int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err)
+static inline int pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err)
 {
     uint32_t i = UINT32_MAX;
-    int rc = pgs__session_check(s, err);
-    if (PGS_UNLIKELY(rc)) return rc;
-    pgs__mutex_lock(&s->pins_mx);
+    int rc = 0;
     for (;;) {
         bool proven;
         uint64_t e0 = epoch(s);
@@ -228,7 +227,7 @@ int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pi
             s->pins[i].proven = true;
             break;
         }
-        entry_put(s, i);
+        pgs__pin_put_locked(s, i);
     }
     if (rc == 0) {
         *root = s->head_root;
@@ -236,8 +235,22 @@ int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pi
     } else {
         s->head_root.gen = 0;
     }
+    return rc;
+}
+
+int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err)
+{
+    int rc = pgs__session_check(s, err);
+    if (PGS_UNLIKELY(rc)) return rc;
+    pgs__mutex_lock(&s->pins_mx);
+    rc = pin_head(s, root, pin, err);
     pgs__mutex_unlock(&s->pins_mx);
     return rc;
+}
+
+int pgs__pin_head_locked(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err)
+{
+    return pin_head(s, root, pin, err);
 }
 
 /* --- what is found in the meta data ------------------------------------------------------------------------------------------------ */
@@ -264,7 +277,7 @@ static int pin_round(struct pgs__session *s, uint64_t gen, uint64_t e0, uint32_t
     }
     rc = entry_get(s, gen, &i, &proven);
     if (rc) goto out;
-    if (*held != UINT32_MAX) entry_put(s, *held);
+    if (*held != UINT32_MAX) pgs__pin_put_locked(s, *held);
     *held = i;
     if (proven) goto out;
     pgs__fence();
@@ -281,7 +294,7 @@ static void put_held(struct pgs__session *s, uint32_t held)
 {
     if (held == UINT32_MAX) return;
     pgs__mutex_lock(&s->pins_mx);
-    entry_put(s, held);
+    pgs__pin_put_locked(s, held);
     pgs__mutex_unlock(&s->pins_mx);
 }
 
@@ -424,7 +437,7 @@ void pgs__pin_drop(struct pgs__session *s, const struct pgs__pin *pin)
     if (pin->index == UINT32_MAX || pgs__session_lost()) return;
     pgs__mutex_lock(&s->pins_mx);
     PGS_BUG_ON(pin->index >= s->n_pins || s->pins[pin->index].gen != pin->gen);
-    entry_put(s, pin->index);
+    pgs__pin_put_locked(s, pin->index);
     pgs__mutex_unlock(&s->pins_mx);
 }
 

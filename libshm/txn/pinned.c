@@ -28,7 +28,7 @@ static int add_slots(struct pgs__session *s, struct pgs__pinned_set *set)
 {
     uint32_t used = pgs__min_u64(atomic_load(&s->ctl.c->n_slots_used), PGS__N_SLOTS) & UINT32_MAX;
     for (uint32_t i = 0; i < used; i++) {
-        /* acquire: whatever its owner did before it lowered the mark or emptied a cell (a lease, a copy) is seen later. Pairs with entry_put. */
+        /* acquire: whatever its owner did before it lowered the mark or emptied a cell (a lease, a copy) is seen later. Pairs with pgs__pin_put_locked. */
         uint32_t n = atomic_load_explicit(&pgs__ctl_slot(&s->ctl, i)->n_pins, memory_order_acquire);
         if (n > PGS__MAX_PINS) n = PGS__MAX_PINS; /* shared memory is input */
         for (uint32_t j = 0; j < n; j++) {

@@ -16,7 +16,8 @@
  *   I3  After fork the child has a slot of its own, with copies of all pins, before fork returns; where that fails it shares the parent's (family slot).
  *   I4  A slot, its pins and its chunks are taken back only by a process that holds the slot's OFD lock (HAZARDS 4, 9).
  *   I5  A pin never vanishes between two looks of a collector: who copies pins to another slot counts pin_moves before the original may go; who turns a pin
- *       into a lease keeps the pin until the lease is in the table, and collectors look at slots first.
+ *       into a lease keeps the pin until the lease is in the table, and collectors look at slots first. Pins that move to the head need none of this:
+ *       the new one is proven by itself before the old one goes (advance.c).
  */
 #ifndef PGS_TXN_SESSION_H
 #define PGS_TXN_SESSION_H
@@ -30,9 +31,40 @@
 struct pgs__pin_entry { /* index = cell index in the slot */
     uint64_t gen;       /* 0: free */
     uint32_t refs;
-    bool proven;  /* the protocol was gone through: it holds */
-    bool frozen;  /* family slot: the cell was there at the fork and stays until both processes are gone */
-    bool foreign; /* family slot: the cell is the relative's */
+    bool proven;               /* the protocol was gone through: it holds */
+    bool frozen;               /* family slot: the cell was there at the fork and stays until both processes are gone */
+    bool foreign;              /* family slot: the cell is the relative's */
+    uint32_t n_movable;        /* of refs: those that may move to another entry */
+    struct pgs__hold *movable; /* list of them */
+};
+/* A reference to a pin that its owner, a view, holds for one object, not for a generation: the library moves it to a newer one (advance.c). Lock: PINS. */
+struct pgs__pin {
+    uint32_t index; /* into pins */
+    uint64_t gen;
+};
+struct pgs__hold {
+    struct pgs__pin pin;           /* without one only gen, as it was */
+    uint64_t version;              /* of that generation */
+    const void *record;            /* the object's, in a leaf of the catalog of pin.gen; NULL: it stays where it is */
+    struct pgs__hold *next, *prev; /* in pins[pin.index].movable */
+    uint32_t batch;                /* place in advance.batch + 1; 0: none */
+    bool linked;
+    bool pinned; /* constant while others look: read without the lock */
+};
+#define PGS__ADVANCE_BATCH 32u
+struct pgs__advance { /* the move that is going on, and where the round stands; lock: PINS */
+    bool busy;        /* one thread looks objects up, without the lock; below is its work */
+    bool in_round;
+    uint32_t goal;            /* please_advance as the round began */
+    uint64_t until;           /* the head then: what is pinned there or later is left alone */
+    uint64_t forks;           /* fork_count as it began: in a child the work is not this thread's any more */
+    struct pgs__pin from, to; /* a reference of each */
+    struct pgs__root root;    /* of `to` */
+    uint32_t n;
+    struct {
+        struct pgs__hold *hold; /* NULL: dropped meanwhile */
+        const void *record, *found;
+    } batch[PGS__ADVANCE_BATCH];
 };
 struct pgs__meta_entry { /* readers of meta data that saw the same head */
     uint64_t gen;        /* of that head */
@@ -73,11 +105,15 @@ struct pgs__session {
     uint32_t meta_readers; /* entries of meta */
     struct pgs__root head_root;
     uint32_t head_index;
-    struct pgs__mutex space_mx; /* SPACE: hints and claims of this process (txn/claim_space.c) */
+    _Atomic uint32_t advanced;      /* please_advance, as far as this process has done it */
+    _Atomic uint64_t others_stayed; /* pins of others that did not move when they were asked last */
+    uint64_t asked_dead;            /* pages_dead when a commit of this process last asked; lock: COMMIT */
+    struct pgs__mutex space_mx;     /* SPACE: hints and claims of this process (txn/claim_space.c) */
     uint64_t hint_node, hint_data;
     struct pgs__space *space; /* txn/claim_space.c: what this process knows about free space. Ends by pgs__space_end */
     _Atomic uint64_t bytes_copied, bytes_shared;
     _Atomic uint64_t last_sweep_ns;
+    struct pgs__advance advance;
 };
 
 struct pgs__space;
@@ -100,10 +136,6 @@ void pgs__session_unref(struct pgs__session *s);
 int pgs__session_check(struct pgs__session *s, struct pgs_error *err);
 
 /* --- pins ------------------------------------------------------------------------------------------------------------------ */
-struct pgs__pin {
-    uint32_t index; /* into pins */
-    uint64_t gen;
-};
 /* Pin the head: no system call with a slot. */
 int pgs__pin_head(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err);
 /* Pin what `find` finds in the meta data of the head, by the protocol above; find is called again while the epoch moves. */
@@ -118,6 +150,27 @@ void pgs__pin_dup(struct pgs__session *s, const struct pgs__pin *pin); /* one re
 void pgs__pin_drop(struct pgs__session *s, const struct pgs__pin *pin);
 /* Is this pin still what it was? A pin whose index is UINT32_MAX is none and always valid. For damage: -PGS_ECORRUPT is believed only if so. */
 bool pgs__pin_valid(struct pgs__session *s, const struct pgs__pin *pin);
+
+/* --- pins that move (advance.c) ------------------------------------------------------------------------------------- */
+/* One reference more of `pin`, which the caller holds. h->record and h->version are set before. */
+void pgs__hold_take(struct pgs__session *s, struct pgs__hold *h, const struct pgs__pin *pin);
+void pgs__hold_drop(struct pgs__session *s, struct pgs__hold *h);
+/* From now on it stays where it is, wherever that is: for who hands the generation's number out. */
+struct pgs__pin pgs__hold_stay(struct pgs__session *s, struct pgs__hold *h);
+pgs_gen_t pgs__hold_gen(struct pgs__session *s, struct pgs__hold *h);
+/* Bounded work: look at some holds of older generations, and move those whose object is unchanged to the head. */
+void pgs__advance(struct pgs__session *s);
+/* Ask all processes, and do what this one can. `wait`: give the others some milliseconds, unless they did not move the last time either. */
+void pgs__advance_ask(struct pgs__session *s, bool wait);
+/* Under the commit lock, for each commit: have dead pages grown much behind pins since this process asked last? Then ask. */
+bool pgs__advance_is_due(struct pgs__session *s, uint64_t pages_dead, uint64_t pages_used, bool zombies);
+/* At the beginning of calls. Relaxed: nothing follows from the word but more looking. */
+static inline void pgs__advance_if_asked(struct pgs__session *s)
+{
+    if (PGS_UNLIKELY(atomic_load_explicit(&s->ctl.c->please_advance, memory_order_relaxed) !=
+                     atomic_load_explicit(&s->advanced, memory_order_relaxed)))
+        pgs__advance(s);
+}
 
 /* Meta data of the head, for reading; every begin needs an end. */
 int pgs__meta_begin(struct pgs__session *s, struct pgs__ledger *l, struct pgs_error *err);

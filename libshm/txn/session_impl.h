@@ -63,6 +63,12 @@ void pgs__spare_refill(struct pgs__session *s);
 /* --- pin.c ------------------------------------------------------------------------------------------------------------- */
 int pgs__reader_open(struct pgs__session *s, bool dont_fork, int *fd, struct pgs__held_lock *lock); /* 0, -errno */
 int pgs__cells_reserve(struct pgs__session *s, uint32_t slot, uint32_t n_cells);
+/* With PINS held. */
+int pgs__pin_head_locked(struct pgs__session *s, struct pgs__root *root, struct pgs__pin *pin, struct pgs_error *err);
+void pgs__pin_put_locked(struct pgs__session *s, uint32_t index);
+
+/* --- advance.c --------------------------------------------------------------------------------------------------------- */
+void pgs__advance_forked(struct pgs__session *s); /* in the child, from the hook, with PINS held */
 
 /* --- publish.c ----------------------------------------------------------------------------------------------------------- */
 /* Write the superblock after seq. */

@@ -11,7 +11,9 @@ int pgs__store_use(struct pgs_store *s, bool write, struct pgs_error *err)
     if (atomic_load_explicit(&s->closed, memory_order_acquire)) /* pairs with the exchange in pgs_close */
         return pgs__fail(err, PGS_ECLOSED, "the store was closed; open it again");
     int rc = pgs__session_check(s->s, err);
-    if (rc || !write) return rc;
+    if (rc) return rc;
+    pgs__advance_if_asked(s->s);
+    if (!write) return 0;
     if (s->mode == PGS_MODE_R)
         return pgs__fail(err, PGS_EREADONLY,
                          "the store was opened read only; open it with mode 'r+' or 'a' to change it");
@@ -64,15 +66,19 @@ int pgs__snapshot_new(struct pgs__session *s, const struct pgs__root *root, cons
     return 0;
 }
 
-int pgs__view_new(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__mem *mem,
-                  const struct pgs__object *obj, struct pgs_view **out, struct pgs_error *err)
+int pgs__view_new(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__home *home,
+                  const struct pgs__mem *mem, const struct pgs__object *obj, struct pgs_view **out,
+                  struct pgs_error *err)
 {
     struct pgs_view *v = pgs__calloc(1, sizeof *v);
     if (!v) return pgs__fail(err, PGS_ENOMEM, "no memory for a view");
     atomic_init(&v->refs, 1);
     v->s = pgs__session_ref(s);
-    v->pin = pin ? *pin : (struct pgs__pin){.index = UINT32_MAX};
-    if (pin) pgs__pin_dup(s, pin);
+    if (home) {
+        v->hold.record = home->record;
+        v->hold.version = home->version;
+    }
+    if (pin) pgs__hold_take(s, &v->hold, pin);
     v->mem = *mem;
     v->id = obj->id;
     v->version = obj->version;
@@ -88,8 +94,9 @@ static int believe(struct pgs__session *s, const struct pgs__pin *pin, int rc, s
     return pgs__fail(err, PGS_EEXPIRED, "the version was dropped while it was being read; take a new snapshot");
 }
 
-int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__object *o, bool verify,
-                   bool private_cow, struct pgs_view **out, struct pgs_error *err)
+int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__home *home,
+                   const struct pgs__object *o, bool verify, bool private_cow, struct pgs_view **out,
+                   struct pgs_error *err)
 {
     struct pgs__mem mem = {0};
     uint64_t n_unverified;
@@ -103,10 +110,10 @@ int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const str
         rc = private_cow ? pgs__mem_cow(&s->pf, &o->content, 0, &mem, err)
                          : pgs__mem_read(&s->pf, &o->content, &mem, err);
     if (rc) return believe(s, pin, rc, err);
-    rc = pgs__view_new(s, is_inline ? NULL : pin, &mem, o, out, err);
+    rc = pgs__view_new(s, is_inline ? NULL : pin, home, &mem, o, out, err);
     if (rc)
         pgs__mem_close(&s->pf, &mem);
-    else
-        (*out)->pin.gen = pin->gen; /* also without a pin: handles name the generation */
+    else if (is_inline)
+        (*out)->hold.pin.gen = pin->gen; /* also without a pin: handles name the generation */
     return rc;
 }

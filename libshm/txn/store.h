@@ -28,7 +28,7 @@ struct pgs_snapshot {
 struct pgs_view {
     _Atomic int64_t refs;
     struct pgs__session *s;
-    struct pgs__pin pin; /* index UINT32_MAX: needs none (inline copy) */
+    struct pgs__hold hold; /* a pin, unless the memory is a copy (inline) */
     struct pgs__mem mem;
     uint64_t id, version;               /* of the object */
     struct pgs_view *next, **prev_next; /* views of one transaction; rooted at the txn's op */
@@ -41,7 +41,12 @@ int pgs__object_find(struct pgs__session *s, const struct pgs__tree *catalog, co
                      struct pgs__object *out, struct pgs_error *err);
 int pgs__snapshot_new(struct pgs__session *s, const struct pgs__root *root, const struct pgs__pin *pin,
                       struct pgs_snapshot **out, struct pgs_error *err); /* takes the pin */
-int pgs__view_new(struct pgs__session *s, const struct pgs__pin *pin /* dup'ed, or NULL */, const struct pgs__mem *mem,
+struct pgs__home {      /* where a view's object was found: with it the view's pin may move */
+    const void *record; /* in a leaf of the pinned catalog */
+    uint64_t version;   /* of that root */
+};
+int pgs__view_new(struct pgs__session *s, const struct pgs__pin *pin /* dup'ed, or NULL */,
+                  const struct pgs__home *home /* NULL: the pin stays */, const struct pgs__mem *mem,
                   const struct pgs__object *obj, struct pgs_view **out, struct pgs_error *err);
 
 #endif

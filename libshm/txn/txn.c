@@ -65,6 +65,7 @@ int pgs__txn_lock(struct pgs_txn *t, struct pgs_error *err)
     int rc = pgs__session_check(t->s, err);
     if (rc == 0) rc = pgs__txn_peek(t, err);
     if (rc) return rc;
+    pgs__advance_if_asked(t->s);
     if (t->state == PGS__TXN_OPEN) return 0;
     const char *how = t->state == PGS__TXN_COMMITTED ? "committed"
                       : t->failed                    ? "aborted by a failed commit"

@@ -312,8 +312,9 @@ void pgs__iter_free(struct pgs_iter *it);
 
 /* Export for the public struct, with the record (store.c). */
 void pgs__object_publish(const struct pgs__object *o, struct pgs_span rec, struct pgs_object *out);
-int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__object *o, bool verify,
-                   bool private_cow, struct pgs_view **out, struct pgs_error *err);
+int pgs__view_open(struct pgs__session *s, const struct pgs__pin *pin, const struct pgs__home *home,
+                   const struct pgs__object *o, bool verify, bool private_cow, struct pgs_view **out,
+                   struct pgs_error *err);
 int pgs__object_lookup(struct pgs__session *s, const struct pgs__tree *catalog, const void *key, size_t len,
                        struct pgs__object *out, struct pgs_span *rec, struct pgs_error *err);
 

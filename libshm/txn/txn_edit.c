@@ -88,7 +88,7 @@ static int cow_memory(struct pgs_txn *t, const struct pgs__content *c, uint64_t 
 
 static int publish_memory(struct pgs_txn *t, struct pgs__pend *p, struct pgs__mem *mem, struct pgs_error *err)
 {
-    int rc = pgs__view_new(t->s, pin_of(t, p), mem, &p->a->o, &p->a->view, err);
+    int rc = pgs__view_new(t->s, pin_of(t, p), NULL, mem, &p->a->o, &p->a->view, err);
     if (rc)
         pgs__mem_close(&t->s->pf, mem);
     else if (p->a->o.id == PGS__ID_PENDING)
@@ -220,7 +220,7 @@ static int view_copy(struct pgs_txn *t, const struct pgs__object *o, struct pgs_
     int rc = pgs__mem_cow(&t->s->pf, &hole, 0, &mem, err);
     if (rc) return rc;
     rc = pgs__content_read(&t->s->pf, &o->content, 0, mem.addr, o->content.n_bytes, err);
-    if (rc == 0) rc = pgs__view_new(t->s, NULL, &mem, o, out, err);
+    if (rc == 0) rc = pgs__view_new(t->s, NULL, NULL, &mem, o, out, err);
     if (rc)
         pgs__mem_close(&t->s->pf, &mem);
     else
@@ -240,7 +240,7 @@ int pgs__txn_view_locked(struct pgs_txn *t, struct pgs__op *op, struct pgs_view 
         return rc;
     }
     if (p && p->own && !p->src && o.content.form != PGS__FORM_INLINE) return view_copy(t, &o, out, err);
-    return pgs__view_open(t->s, p ? pin_of(t, p) : &t->base->pin, &o, false, false, out, err);
+    return pgs__view_open(t->s, p ? pin_of(t, p) : &t->base->pin, NULL, &o, false, false, out, err);
 }
 
 int pgs__txn_view(struct pgs_txn *t, const void *key, size_t len, struct pgs_view **out, struct pgs_error *err)

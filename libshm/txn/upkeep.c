@@ -311,6 +311,7 @@ int pgs__settings_apply(struct pgs__session *s, const struct pgs__wait *w, const
 int pgs__gc(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err)
 {
     (void)pgs__sweep(s, true);
+    pgs__advance_ask(s, false);
     int rc = pgs__drain(s, w, false, NULL, err);
     if (rc == 0) rc = pgs__make_durable(s, w, err);
     struct pgs__space *sp = pgs__space_of(s);

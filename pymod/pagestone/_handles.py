@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ROOM = 298  # bytes of a whole pickle at protocol 4 or 5, without the store's path
 _AROUND = 56  # of them around the two byte strings of an array's handle
-_READ_ONLY, _ALLOW_PICKLE, _LONG_KEY, _UNNAMED = 1, 2, 4, 8
+_READ_ONLY, _ALLOW_PICKLE, _LONG_KEY, _UNNAMED, _MOVED = 1, 2, 4, 8, 16
 
 _stores: weakref.WeakValueDictionary[tuple[bytes, int], Store] = weakref.WeakValueDictionary()
 _stores_lock = allocate_lock()
@@ -181,8 +181,7 @@ def reduce_array(array: Any, protocol: int) -> Any:
             "the store of this Array is closed, so it cannot be passed on as a handle; "
             "reopen the store, or pickle np.asarray(x) to send the bytes"
         )
-    gen = prov.gen
-    _lease(store, gen)
+    gen, at = prov.lease(_lease_ns)  # the view's pin may have moved to a newer version in which the object is unchanged
     handle = store._handle()
     dtype = _dtype.describe(array.dtype)
     if dtype == _dtype.describe(prov.dtype):
@@ -201,10 +200,11 @@ def reduce_array(array: Any, protocol: int) -> Any:
     out = bytearray([0])
     out += store._info()["uuid"][:8]
     offset = array.__array_interface__["data"][0] - prov.addr if array.size else 0
-    for n in (gen, prov.version, prov.id, offset):
+    moved = at - prov.version
+    for n in (gen, at, prov.id, offset, moved) if moved else (gen, at, prov.id, offset):
         _put(out, n)
     room = _ROOM - _AROUND - len(out) - len(view) + len(dtype) - 2 - (0 if store.path else len(handle))
-    flags = _flags(store) | _UNNAMED * prov.unnamed
+    flags = _flags(store) | _UNNAMED * prov.unnamed | _MOVED * bool(moved)
     if len(key) > room:  # found again by its object id
         flags |= _LONG_KEY
         key = key[: max(room, 0)]
@@ -219,6 +219,7 @@ def _load_array(handle: bytes, payload: bytes) -> _core.Array:
     flags, uuid = payload[0], payload[1:9]
     r = _Reader(payload, 9)
     gen, version, object_id, offset = r.get(), r.get(), r.get(), r.get()
+    shown = version - r.get() if flags & _MOVED else version
     name, description = r.get_bytes(), r.get_bytes()
     ndim, order = divmod(r.get(), 3)
     shape = tuple(r.get() for _ in range(ndim))
@@ -236,7 +237,7 @@ def _load_array(handle: bytes, payload: bytes) -> _core.Array:
             strides = tuple(r.get_signed() for _ in range(ndim))
         unnamed = bool(flags & _UNNAMED)
         return _core._array_from(
-            snapshot, key, unnamed, stored, view, object_id, info["nbytes"], offset, dtype, shape, strides
+            snapshot, key, unnamed, stored, view, object_id, info["nbytes"], offset, dtype, shape, strides, shown
         )
 
 

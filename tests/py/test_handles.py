@@ -431,3 +431,76 @@ def test_shared_memory_is_given_back_with_the_last_view():
     for _ in range(50):
         ps.share(np.ones(300_000))
     assert s.stat().file_size < 200_000_000
+
+
+# --- pins that move --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [20, 128, 4096], ids=["inline", "1KB", "32KB"])
+def test_a_kept_view_keeps_its_own_pages_only(shm_path, n):
+    s = ps.open(shm_path, size=24 * 2**20, history=0)
+    s["small"] = np.arange(float(n))
+    s["big"] = np.zeros(2**20)
+    kept = [s["small"]]
+    version = kept[0].version
+    for i in range(50):
+        s["big"] = np.full(2**20, i, "f8")  # 8 MB of 24
+        if i % 10 == 5:
+            kept.append(s["small"][2:])
+    s.gc()
+    assert kept[0].version == version and all(x[-1] == n - 1 for x in kept)
+    (reader,) = s.readers()
+    assert reader.versions[-1] > version + 40 and reader.bytes < 2**20
+    assert s.stat().pinned < 2**20
+    assert s.check().ok
+
+
+def test_a_private_array_moves_like_others(shm_path):
+    s = ps.open(shm_path, size=24 * 2**20, history=0)
+    s["small"] = np.arange(4096.0)
+    x = s.private("small")
+    x[0] = -1
+    for i in range(20):
+        s["big"] = np.full(2**20, i, "f8")
+    assert x[0] == -1 and np.array_equal(x[1:], np.arange(1, 4096.0))
+
+
+def test_the_handle_of_a_view_that_moved(shm_path):
+    s = ps.open(shm_path, history=0)
+    s["x"] = np.arange(1000.0)
+    s["other"] = 1
+    x = s["x"]
+    version = x.version
+    for i in range(5):
+        s["other"] = i
+        s.gc()
+    assert x._prov.gen > version
+    with ps.lease(0):
+        h = pickle.dumps(x[::3])
+    assert len(h) <= 300 + len(os.fsencode(shm_path))
+    gen = x._prov.gen
+    s["x"] = np.zeros(3)
+    for i in range(5):
+        s["other"] = i
+        s.gc()
+    assert x._prov.gen == gen  # the handle is good as long as this view is
+    code = "import sys, pickle; x = pickle.load(sys.stdin.buffer); print(x.sum(), x.version, x.key, pickle.loads(pickle.dumps(x)).version)"
+    out = subprocess.run([sys.executable, "-c", code], input=h, capture_output=True, check=True).stdout.split()
+    assert out == [str(np.arange(1000.0)[::3].sum()).encode(), str(version).encode(), b"x", str(version).encode()]
+    y = pickle.loads(h)
+    del x
+    assert y.version == version and y[1] == 3
+    assert s.check().ok
+
+
+def test_an_array_that_moved_is_assigned_without_a_copy(shm_path):
+    s = ps.open(shm_path, history=0)
+    s["x"] = np.arange(2.0**17)
+    x = s["x"]
+    for i in range(5):
+        s["other"] = i
+        s.gc()
+    before = s.stat().live
+    s["y"] = x
+    assert s.stat().live - before < 2**18 and np.array_equal(s["y"], x)
+    assert s.check().ok
