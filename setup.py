@@ -46,6 +46,17 @@ class BuildExt(build_ext):
         self.compiler.link_executable([*objects, *library], str(target), libraries=["dl"], extra_postargs=["-pthread"])
         target.chmod(0o755)
 
+    def copy_extensions_to_source(self) -> None:
+        """In place and editable: beside the Python files."""
+        super().copy_extensions_to_source()
+        if SERVER:
+            inplace = Path(self.get_finalized_command("build_py").get_package_dir("pagestone"))
+            (inplace / "bin").mkdir(exist_ok=True)
+            built = Path(self.build_lib) / "pagestone" / "bin" / "pagestone-fuse"
+            new = inplace / "bin" / "pagestone-fuse.new"
+            shutil.copy2(built, new)
+            new.replace(inplace / "bin" / "pagestone-fuse")  # a server that runs keeps its file
+
     def get_outputs(self) -> list[str]:
         bins = [str(Path(self.get_ext_fullpath("pagestone._core")).parent / "bin" / "pagestone-fuse")] if SERVER else []
         return [*super().get_outputs(), *bins]
