@@ -10,7 +10,8 @@
  *     C2  A slot that is not in the table is needed by nobody.
  *     C3  An entry never changes but for `live`.
  *
- * A slot's number is never given out again, not even after a power loss: who opened the store anew cannot know what the last boot saw, so the first block of each boot skips SKIP numbers (`tag` tells).
+ * A slot's number is never given out again while anybody lives who may know it: a store falls back to an older root only when nobody has it open. Beyond that, the first block of each boot skips some SKIP numbers (`tag` says
+ * how many), so that a root to which two boots fall back does not make both begin at one number.
  */
 #include "libshm/platform/inject.h"
 #include "libshm/txn/ledger_impl.h"
@@ -95,7 +96,7 @@ int pgs__ledger_cold_add(struct pgs__ledger *l, uint64_t tag, const struct pgs__
     if (!l->gen || !pgs__cold_block_sane(b)) return pgs__fail(err, PGS_EBUG, "an impossible compressed block");
     int rc = pgs__ledger_cold_total(l, &t, err);
     if (rc) return rc;
-    if (t.tag != tag && t.next) t.next = (t.next / SKIP + 2) * SKIP;
+    if (t.tag != tag || t.next == 0) t.next = (t.next / SKIP + 1 + tag % 64) * SKIP;
     if (t.next >= PGS__COLD_SLOTS) return pgs__fail(err, PGS_EFULL, "this store has frozen all that it ever can");
     t.tag = tag;
     *slot = t.next++;

@@ -12,6 +12,8 @@
  * In every case: each kept version holds what was committed under its number, the verifier finds no error and no leak, the next commit works and its
  * number was never given out before.
  *
+ * Some operations freeze and thaw an array, so that blocks, and pages of blocks, come and go in all of that.
+ *
  * Each plant_N test shows that the harness is not blind: with that bug in the library it must find a state that breaks a promise.
  *
  *     TEST_SEED=…  another run      TEST_STATE=i  only this state, its image kept      TORTURE=1  ten times as many states
@@ -25,6 +27,8 @@
 #define MAX_OPS 200
 #define N_TAGS 3
 #define N_WORKERS 2
+
+#define KEY_OF(k) key_names[k], strlen(key_names[k])
 
 /* --- the recorded run ------------------------------------------------------------------------------------------------- */
 struct op { /* the state after an operation returned */
@@ -67,12 +71,69 @@ static void one_commit(struct run *r, pgs_store *s, int k)
     pgs_txn_unref(t);
 }
 
+/* An array of which most shrinks, of several blocks. */
+#define COLD 13
+static void put_cold(struct run *r, pgs_store *s)
+{
+    pgs_txn *t;
+    uint64_t version, len = 4 * (50000 + rng_below(60000));
+    struct pgs_type type = type_u4(len);
+    struct pgs_part part = {r->model.bytes[COLD], len};
+    fill(r->model.bytes[COLD], len);
+    for (uint64_t i = 0; i < len / 2; i++) r->model.bytes[COLD][i] = (uint8_t)(i % 4 ? 0 : i / 1000);
+    model_set(&r->model, COLD, PGS_KIND_ARRAY, len);
+    CHECK_OK(pgs_begin(s, PGS_ISO_SNAPSHOT, &t, &err));
+    CHECK_OK(pgs_txn_put(t, KEY_OF(COLD), PGS_KIND_ARRAY, &type, &part, 1, &err));
+    CHECK_OK(pgs_txn_commit(t, NULL, &version, &err));
+    pgs_txn_unref(t);
+}
+
+static void cold_op(struct run *r, pgs_store *s)
+{
+    pgs_txn *t;
+    uint64_t version, bytes;
+    switch (rng_below(r->model.now.k[COLD].kind ? 5 : 1)) {
+    case 0:
+        put_cold(r, s);
+        break;
+    case 1:
+    case 2:
+        CHECK_OK(pgs_freeze(s, KEY_OF(COLD), &bytes, &err));
+        break;
+    case 3:
+        CHECK_OK(pgs_thaw(s, KEY_OF(COLD), &bytes, &err));
+        break;
+    default:
+        CHECK_OK(pgs_begin(s, PGS_ISO_SNAPSHOT, &t, &err));
+        CHECK_OK(w_edit(&r->model, t, COLD, 2));
+        CHECK_OK(pgs_txn_commit(t, NULL, &version, &err));
+        pgs_txn_unref(t);
+    }
+}
+
 static void one_op(struct run *r, pgs_store *s, int k)
 {
     char name[3] = {'t', (char)('0' + rng_below(N_TAGS)), 0};
     int i = name[1] - '0';
     r->ops[k] = r->ops[k - 1];
-    switch (k > 8 ? rng_below(10) : 9) {
+    if (k == 4) { /* at least one of each, however few operations */
+        put_cold(r, s);
+        note_op(r, s, k);
+        return;
+    }
+    switch (k == 5 || k == 11 ? 2 : k > 8 ? rng_below(13) : 12) {
+    case 2:
+        if (k == 5)
+            CHECK_OK(pgs_freeze(s, KEY_OF(COLD), NULL, &err));
+        else if (k == 11)
+            CHECK_OK(pgs_thaw(s, KEY_OF(COLD), NULL, &err));
+        else
+            cold_op(r, s);
+        break;
+    case 3:
+    case 4:
+        cold_op(r, s);
+        break;
     case 0:
         if (r->ops[k].tag[i])
             CHECK_OK(pgs_untag(s, name, 2, &err));

@@ -779,7 +779,7 @@ TEST(running_out_of_memory_anywhere_is_an_error_and_loses_nothing)
 /* Wrong keys and values under every letter: each call ends, with an error or not. */
 TEST(damaged_entries_never_crash_or_hang)
 {
-    const char letters[] = "cvtbdmrWNDlx";
+    const char letters[] = "cvtbdmrWNDlxzZ";
     struct store s;
     one_page.n_pages = 0;
     rng_state = 3;
@@ -797,13 +797,27 @@ TEST(damaged_entries_never_crash_or_hang)
         uint64_t v = 0, n = 0, m = 0;
         CHECK_OK(pgs__ledger_open(&l, &s.pf, &s.root, &err));
         for (uint64_t k = 1 + below(4); k > 0; k--) {
-            char letter = letters[below(12)];
+            char letter = letters[below(14)];
             size_t len = chance(40)   ? pgs__meta_key1(key, letter, below(12))
                          : chance(50) ? pgs__meta_key2(key, letter, below(12), below(1100))
                                       : pgs__meta_key3(key, letter, below(12), below(12), rnd() >> below(64));
-            if (chance(20)) key[1 + below(len - 1)] = (uint8_t)rnd();
+            if (letter == 'd' && chance(40)) /* of the image */
+                len = pgs__meta_key3(key, letter, below(12), below(12), PGS__COLD_FIRST + below(200));
+            if (letter == 'r' && chance(40)) len = pgs__meta_key1(key, letter, PGS__COLD_FIRST + below(200));
+            if (letter == 'Z' && chance(80)) len = 1;
+            if (len > 1 && chance(20)) key[1 + below(len - 1)] = (uint8_t)rnd();
             for (size_t j = 0; j < sizeof val; j++) val[j] = (uint8_t)(chance(70) ? below(4) : rnd());
-            CHECK_OK(pgs__meta_put(&l.meta, key, len, val, chance(50) ? 1 : chance(50) ? 64 : below(65), &err));
+            struct pgs__cold_block b = {
+                .page = 3 + below(900), .z_bytes = 4000, .n_bytes = 8192, .live = 1, .codec = 1, .birth = 1};
+            bool block = letter == 'z' && chance(60);
+            if (block) memcpy(val, &b, sizeof b);
+            if (block && chance(30)) val[below(sizeof b)] = (uint8_t)rnd();
+            size_t val_len = block           ? sizeof b
+                             : letter == 'Z' ? sizeof(struct pgs__cold_total)
+                             : chance(50)    ? 1
+                             : chance(50)    ? 64
+                                             : below(65);
+            CHECK_OK(pgs__meta_put(&l.meta, key, len, val, val_len, &err));
         }
         int bad = pgs__ledger_check(&l, NULL, NULL, NULL, &e) != 0;
         (void)pgs__ledger_find_version(&l, below(10), &r, &e);
@@ -814,6 +828,17 @@ TEST(damaged_entries_never_crash_or_hang)
         bad |= pgs__ledger_begin(&l, chance(50), s.root.version + 1, 9, &e) != 0;
         bad |= pgs__ledger_kill(&l, one_page, one_birth, false, &e) != 0;
         bad |= pgs__ledger_share(&l, one_page, one_birth, 1 + below(9), &e) != 0;
+        struct pgs_run cold = {{PGS__COLD_FIRST + below(200)}, 1 + below(100)};
+        struct pgs__cold_block b;
+        struct pgs__cold_total total;
+        uint64_t slot;
+        bad |= pgs__ledger_cold_get(&l, below(12), &b, &e) == -PGS_ECORRUPT;
+        bad |= pgs__ledger_cold_total(&l, &total, &e) != 0;
+        bad |= pgs__ledger_kill(&l, cold, 1 + below(3), false, &e) != 0;
+        cold.page.n += 100;
+        bad |= pgs__ledger_share(&l, cold, 1 + below(3), 1 + below(9), &e) != 0;
+        b = (struct pgs__cold_block){.page = 700, .z_bytes = 4000, .n_bytes = 8192, .live = 1, .codec = 1, .birth = 1};
+        bad |= pgs__ledger_cold_add(&l, 1, &b, &slot, &e) != 0;
         bad |= pgs__ledger_drop(&l, nobody, NULL, 1000, &any, &more, &e) != 0;
         bad |= pgs__ledger_expire(&l, 1u << 30, 1000, chance(50), &any, &e) != 0;
         bad |= pgs__ledger_reclaim(&l, s.root.gen, UINT64_MAX, 1000, NULL, NULL, &e) != 0;
