@@ -63,9 +63,10 @@ static inline bool pgs__cold_block_sane(const struct pgs__cold_block *b)
 }
 
 /* --- codec (cold_codec.c). A context per thread is kept for its next call and ends with the thread. ------------------------------------------------ */
-/* Compress n_bytes at src. *z_bytes: how many came out, at dst. 1: more than cap would have, and nothing is there. */
+/* Compress n_bytes at src. *z_bytes: how many came out, at dst (NULL: in the thread's own buffer, pgs__cold_packed, until its next call). 1: more than cap would have, and nothing is there. */
 int pgs__cold_compress(const void *src, size_t n_bytes, uint32_t itemsize, void *dst, size_t cap, size_t *z_bytes,
                        uint64_t *xxh, struct pgs_error *err);
+const void *pgs__cold_packed(void);
 /* The other way: exactly n_bytes, and their checksum, must come out. Everything is input. -PGS_ECORRUPT; dst is undefined then. */
 int pgs__cold_decompress(const void *src, size_t z_bytes, void *dst, size_t n_bytes, uint32_t itemsize, uint64_t xxh,
                          struct pgs_error *err);

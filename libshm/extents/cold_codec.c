@@ -19,7 +19,7 @@
 struct tools {
     ZSTD_CCtx *c;
     ZSTD_DCtx *d;
-    _Alignas(64) uint8_t shuffled[PGS__COLD_BYTES];
+    _Alignas(64) uint8_t shuffled[PGS__COLD_BYTES], packed[PGS__COLD_BYTES];
 };
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t key;
@@ -84,6 +84,10 @@ int pgs__cold_compress(const void *src, size_t n_bytes, uint32_t itemsize, void 
     if (!t->c) t->c = ZSTD_createCCtx_advanced(our_memory);
     if (!t->c) return pgs__fail(err, PGS_ENOMEM, "no memory for compressed data");
     const void *from = src;
+    if (!dst) {
+        dst = t->packed;
+        cap = pgs__min_u64(cap, sizeof t->packed);
+    }
     if (is_shuffled(itemsize)) {
         pgs__cold_shuffle(t->shuffled, src, n_bytes, itemsize);
         from = t->shuffled;
@@ -99,6 +103,11 @@ int pgs__cold_compress(const void *src, size_t n_bytes, uint32_t itemsize, void 
     *z_bytes = n;
     *xxh = pgs__hash(src, n_bytes);
     return 0;
+}
+
+const void *pgs__cold_packed(void)
+{
+    return mine ? mine->packed : NULL;
 }
 
 int pgs__cold_decompress(const void *src, size_t z_bytes, void *dst, size_t n_bytes, uint32_t itemsize, uint64_t xxh,

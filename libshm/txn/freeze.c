@@ -8,155 +8,10 @@
  *
  * Nothing damaged is frozen: what has checksums is verified first, since the block's own checksum would make it right for ever.
  */
-#include "libshm/pages/fresh.h"
-#include "libshm/platform/inject.h"
 #include "libshm/platform/mem.h"
 #include "libshm/platform/parallel.h"
 #include "libshm/txn/freeze_impl.h"
 #include "libshm/txn/store.h"
-
-#define STAGED (PGS__COLD_BYTES - PGS__COLD_BYTES / 8) /* most that a block may compress to */
-
-/* --- making the bytes -------------------------------------------------------------------------------------------------------------- */
-static uint64_t worth(uint32_t n_raw)
-{
-    return n_raw - (n_raw + 7) / 8; /* pages */
-}
-
-/* The block's bytes: where they lie, or copied to `buf`. */
-static int gather(struct pgs__freeze *f, const struct pgs__freeze_block *b, uint8_t *buf, struct pgs__cold_cache *cache,
-                  const void **out, struct pgs_error *err)
-{
-    const struct pgs__freeze_part *p = &f->parts[b->first];
-    *out = NULL;
-    if (b->n_raw == b->n && b->n_parts == 1) *out = pgs__pages_at(&f->s->pf, p->run.page, p->run.n_pages);
-    if (*out) return 0;
-    *out = buf;
-    return pgs__content_read_via(&f->s->pf, &f->obj.content, cache, b->at << PGS_PAGE_SHIFT, buf,
-                                 b->n << PGS_PAGE_SHIFT, err);
-}
-
-static int compress_one(void *ctx, uint64_t i, struct pgs_error *err)
-{
-    struct pgs__freeze *f = ctx;
-    struct pgs__freeze_block *b = &f->blocks[i];
-    struct pgs__cold_cache cache = {0};
-    const void *bytes;
-    uint64_t n_unverified;
-    size_t z_bytes = 0, cap = (size_t)worth(b->n_raw) << PGS_PAGE_SHIFT;
-    bool in_place = b->n_raw == b->n && b->n_parts == 1;
-    uint8_t *buf = in_place ? NULL : pgs__malloc(PGS__COLD_BYTES);
-    int rc = 0;
-    if (f->obj.content.map.page)
-        rc = pgs__content_verify_pages(&f->s->pf, &f->obj.content, b->at, b->at + b->n, &cache, &n_unverified, err);
-    if (rc == 0 && in_place) rc = gather(f, b, NULL, &cache, &bytes, err);
-    if (rc == 0 && !in_place)
-        rc = buf ? gather(f, b, buf, &cache, &bytes, err) : pgs__fail(err, PGS_ENOMEM, "no memory to freeze a block");
-    if (rc == 0)
-        rc = pgs__cold_compress(bytes, b->n << PGS_PAGE_SHIFT, pgs__freeze_itemsize(&f->obj), f->staging + i * STAGED,
-                                cap, &z_bytes, &b->xxh, err);
-    b->z_bytes = rc == 0 ? (uint32_t)z_bytes : 0;
-    pgs__cold_cache_free(&cache);
-    pgs__free(buf);
-    return rc == 1 ? 0 : rc;
-}
-
-static int write_one(void *ctx, uint64_t i, struct pgs_error *err)
-{
-    struct pgs__freeze *f = ctx;
-    const struct pgs__freeze_block *b = &f->blocks[i];
-    if (b->to.n_pages == 0) return 0;
-    return pgs__fresh_copy(&f->s->pf, b->to, false, f->staging + i * STAGED, b->z_bytes, NULL, err);
-}
-
-/* Cold pages of the block, one after the other, to where they shall be raw. */
-static int thaw_one(void *ctx, uint64_t i, struct pgs_error *err)
-{
-    struct pgs__freeze *f = ctx;
-    const struct pgs__freeze_block *b = &f->blocks[i];
-    struct pgs__cold_cache cache = {0};
-    uint64_t n = 0;
-    uint64_t *xxh = f->page_xxh ? f->page_xxh + i * PGS__COLD_PAGES : NULL;
-    if (b->to.n_pages == 0) return 0;
-    uint8_t *buf = pgs__malloc(PGS__COLD_BYTES);
-    int rc = buf ? 0 : pgs__fail(err, PGS_ENOMEM, "no memory to thaw a block");
-    for (size_t k = 0; k < b->n_parts && rc == 0; k++) {
-        const struct pgs__freeze_part *p = &f->parts[b->first + k];
-        if (!pgs__is_cold(p->run.page.n)) continue;
-        rc = pgs__content_read_via(&f->s->pf, &f->obj.content, &cache, p->at << PGS_PAGE_SHIFT,
-                                   buf + (n << PGS_PAGE_SHIFT), p->run.n_pages << PGS_PAGE_SHIFT, err);
-        n += p->run.n_pages;
-    }
-    if (rc == 0) rc = pgs__fresh_copy(&f->s->pf, b->to, false, buf, n << PGS_PAGE_SHIFT, xxh, err);
-    pgs__cold_cache_free(&cache);
-    pgs__free(buf);
-    return rc;
-}
-
-/* --- pages for them ------------------------------------------------------------------------------------------------------------------- */
-static uint64_t need(const struct pgs__freeze *f, const struct pgs__freeze_block *b)
-{
-    return f->thaw ? b->n_cold : pgs__pages_of(b->z_bytes);
-}
-
-/* In one piece, or block by block as far as there is room: blocks from the first without pages on are left to the next round. */
-static int place(struct pgs__freeze *f, struct pgs_error *err)
-{
-    struct pgs_run run;
-    size_t n_runs;
-    uint64_t total = 0, placed = 0;
-    struct pgs_error local = {0};
-    for (size_t i = 0; i < f->n_blocks; i++) total += need(f, &f->blocks[i]);
-    if (total == 0) return 0;
-    int rc = pgs__claim_alloc(&f->claim, NULL, false, total, PGS__ALLOC_CONTIGUOUS, &run, 1, &n_runs, &local);
-    bool whole = rc == 0;
-    for (size_t i = 0; i < f->n_blocks && (rc == 0 || rc == -PGS_EFULL); i++) {
-        struct pgs__freeze_block *b = &f->blocks[i];
-        uint64_t n = need(f, b);
-        if (n == 0) continue;
-        if (whole) {
-            b->to = (struct pgs_run){run.page, n};
-            run.page.n += n;
-            continue;
-        }
-        memset(&local, 0, sizeof local);
-        rc = pgs__claim_alloc(&f->claim, NULL, false, n, PGS__ALLOC_CONTIGUOUS, &b->to, 1, &n_runs, &local);
-        if (rc == 0) {
-            placed++;
-            continue;
-        }
-        b->to.n_pages = 0;
-        if (rc != -PGS_EFULL || placed == 0) break;
-        f->next = b->at;
-        f->n_blocks = i;
-        return 0;
-    }
-    if (rc && err && err->code == 0) *err = local;
-    return rc;
-}
-
-static int make_frozen(struct pgs__freeze *f, struct pgs_error *err)
-{
-    if (!f->staging) f->staging = pgs__malloc((size_t)PGS__FREEZE_BLOCKS * STAGED);
-    if (!f->staging) return pgs__fail(err, PGS_ENOMEM, "no memory to freeze");
-    int rc = 0;
-    if (!f->checked) rc = pgs__content_verify_stream(&f->s->pf, &f->obj.content, err);
-    f->checked = true;
-    if (rc == 0) rc = pgs__parallel(f->n_blocks, compress_one, f, err);
-    PGS_KILL_POINT("freeze_compressed");
-    if (rc == 0) rc = place(f, err);
-    return rc ? rc : pgs__parallel(f->n_blocks, write_one, f, err);
-}
-
-static int make_thawed(struct pgs__freeze *f, struct pgs_error *err)
-{
-    bool hashed = f->checksums && (f->obj.kind == PGS_KIND_ARRAY || f->obj.kind == PGS_KIND_PICKLE);
-    if (hashed && !f->page_xxh)
-        f->page_xxh = pgs__malloc((size_t)PGS__FREEZE_BLOCKS * PGS__COLD_PAGES * sizeof *f->page_xxh);
-    if (hashed && !f->page_xxh) return pgs__fail(err, PGS_ENOMEM, "no memory to thaw");
-    int rc = place(f, err);
-    return rc ? rc : pgs__parallel(f->n_blocks, thaw_one, f, err);
-}
 
 /* --- rounds ---------------------------------------------------------------------------------------------------------------------------- */
 /* The newest object, pinned. */
@@ -186,8 +41,7 @@ static int round_of(struct pgs__freeze *f, struct pgs_error *err)
     rc = pgs__freeze_plan(f, err);
     if (rc == 0 && f->n_blocks) {
         pgs__claim_init(&f->claim, f->s);
-        rc = f->thaw ? make_thawed(f, err) : make_frozen(f, err);
-        PGS_KILL_POINT("freeze_written");
+        rc = pgs__freeze_make(f, err);
         if (rc == 0) rc = pgs__freeze_enter(f, err);
         pgs__claim_release(&f->claim);
     }
@@ -263,7 +117,6 @@ static int change(struct pgs__session *s, const struct pgs__wait *w, const void 
     f->thaw = thaw;
     int rc = rounds(f, bytes, err);
     pgs__free(f->parts);
-    pgs__free(f->staging);
     pgs__free(f->page_xxh);
     pgs__free(f);
     return rc;

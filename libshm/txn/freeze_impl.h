@@ -1,8 +1,8 @@
-/* Pagestone | txn/freeze_impl — one round of freezing or thawing, as its three files share it.
+/* Pagestone | txn/freeze_impl — one round of freezing or thawing, as its files share it.
  * SPDX-License-Identifier: Apache-2.0
  *
  *     plan     freeze_plan.c     which blocks, upon a pinned generation
- *     make     freeze.c          their bytes, in parallel, in claimed pages. No lock is held
+ *     make     freeze_make.c     their bytes, in parallel, in claimed pages. No lock is held
  *     enter    freeze_enter.c    one maintenance commit, for what is still as it was planned
  */
 #ifndef PGS_TXN_FREEZE_IMPL_H
@@ -41,7 +41,6 @@ struct pgs__freeze {
     struct pgs__freeze_part *parts;
     size_t n_parts, cap_parts;
     uint64_t next; /* logical page at which the next round begins; UINT64_MAX: there is none */
-    uint8_t *staging;
     uint64_t *page_xxh;
     bool checked; /* the stream was verified in this call */
     bool checksums;
@@ -56,6 +55,8 @@ static inline uint32_t pgs__freeze_itemsize(const struct pgs__object *o)
 
 /* Blocks from logical page f->next on, at most f->limit of them; next moves behind them. */
 int pgs__freeze_plan(struct pgs__freeze *f, struct pgs_error *err);
+/* The new bytes, in pages of f->claim: `to` of each block that has some. Where pages ran out f->next goes back to the first block without. -PGS_EFULL: none has. */
+int pgs__freeze_make(struct pgs__freeze *f, struct pgs_error *err);
 /* Commit. Blocks without `to` are left out; pages of blocks that changed go back. f->gain. */
 int pgs__freeze_enter(struct pgs__freeze *f, struct pgs_error *err);
 

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "libshm/platform/hash.h"
 #include "libshm/platform/inject.h"
@@ -553,7 +553,6 @@ TEST(writers_and_freezers_do_not_disturb_each_other)
     pthread_t thread;
     walk(p, MB, 8);
     put(s, "x", p, MB, 8);
-    CHECK_EQ(pthread_create(&thread, NULL, freeze_and_thaw, &r), 0);
     pid_t pid = fork();
     if (pid == 0) { /* the same from another process */
         struct pgs_error e = {0};
@@ -564,6 +563,7 @@ TEST(writers_and_freezers_do_not_disturb_each_other)
         }
         _exit(0);
     }
+    CHECK_EQ(pthread_create(&thread, NULL, freeze_and_thaw, &r), 0);
     for (int i = 0; i < 40; i++) {
         pgs_view *v;
         pgs_txn *t = begin(s);
@@ -588,15 +588,13 @@ TEST(writers_and_freezers_do_not_disturb_each_other)
 
 TEST(a_death_anywhere_in_a_freeze_or_a_thaw_loses_nothing)
 {
-    static const char *const points[] = {"freeze_compressed", "freeze_written", "commit_locked", "commit_written",
-                                         "commit_unlocked"};
+    static const char *const points[] = {"freeze_made", "commit_locked", "commit_written", "commit_unlocked"};
     uint8_t *p = malloc(MB);
     walk(p, MB, 8);
     pgs_store *s = open_counting(0, 0);
     put(s, "x", p, MB, 8);
     for (int thawing = 0; thawing < 2; thawing++)
         for (size_t i = 0; i < PGS_ARRAY_LEN(points); i++) {
-            if (thawing && i == 0) continue;
             if (thawing) (void)freeze(s, "x");
             pid_t pid = fork();
             if (pid == 0) {
@@ -851,6 +849,50 @@ TEST(blocks_are_read_by_their_slot)
     free(p);
     free(q);
     pgs_store_unref(s);
+}
+
+TEST(a_store_on_disk_is_cold_when_it_is_opened_again_and_for_readers)
+{
+    char dir[64] = "/tmp/pagestone-cold-XXXXXX", path[80], file[100];
+    CHECK(mkdtemp(dir) != NULL);
+    snprintf(path, sizeof path, "%s/s.ps", dir);
+    struct pgs_options o = {.mode = PGS_MODE_X, .checksums = 1}, r = {.mode = PGS_MODE_R};
+    size_t n = 500000;
+    uint8_t *p = malloc(n);
+    pgs_store *s;
+    walk(p, n, 4);
+    CHECK_OK(pgs_open(path, &o, &s, &err));
+    put(s, "x", p, n, 4);
+    CHECK(freeze(s, "x") > 0);
+    pgs_store_unref(s);
+    for (int i = 0; i < 2; i++) { /* 1: without permission to write, where that says anything */
+        if (i) {
+            snprintf(file, sizeof file, "%s/pages", path);
+            CHECK_EQ(chmod(file, 0400), 0);
+        }
+        CHECK_OK(pgs_open(path, &r, &s, &err));
+        CHECK(stat_of(s).compressed > 0);
+        all_is_well(s, "x", p, n);
+        CHECK_ERR(pgs_freeze(s, KEY("x"), NULL, NULL), PGS_EREADONLY);
+        pgs_store_unref(s);
+    }
+    CHECK_EQ(chmod(file, 0600), 0);
+    o.mode = PGS_MODE_RPLUS;
+    CHECK_OK(pgs_open(path, &o, &s, &err));
+    CHECK(thaw(s, "x") > 0);
+    all_is_well(s, "x", p, n);
+    struct pgs_check_report report;
+    CHECK_OK(pgs_check(s, 1, say_problem, NULL, &report, &err));
+    CHECK_EQ(report.n_pages_unverified, 0); /* thawed pages have checksums again */
+    pgs_store_unref(s);
+    static const char *const files[] = {"pages", "control"};
+    for (int i = 0; i < 2; i++) {
+        snprintf(file, sizeof file, "%s/%s", path, files[i]);
+        unlink(file);
+    }
+    rmdir(path);
+    rmdir(dir);
+    free(p);
 }
 
 int main(int argc, char **argv)
