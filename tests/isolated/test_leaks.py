@@ -136,17 +136,27 @@ COUNTS = {
 }
 
 
+ROUNDS = 8  # the allocators settle in the first ones; what leaks grows in each
+
+
+def grown(f, s, n: int) -> list[int]:
+    """What `n` calls leave: blocks of Python's allocator, bytes of private memory, descriptors, mappings."""
+    blocks, memory, before = sys.getallocatedblocks(), anonymous(), resources()
+    for _ in range(n):
+        f(s)
+    gc.collect()
+    fds, maps = resources()
+    return [sys.getallocatedblocks() - blocks, anonymous() - memory, fds - before[0], maps - before[1]]
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_nothing_grows(s, name):
     f, n = LOOPS[name], COUNTS.get(name, 500)
     for _ in range(n // 4 + 20):
         f(s)
     gc.collect()
-    blocks, memory, before = sys.getallocatedblocks(), anonymous(), resources()
-    for _ in range(n):
-        f(s)
-    gc.collect()
-    assert sys.getallocatedblocks() - blocks < n // 10 + 120
-    fds, maps = resources()
-    assert fds - before[0] <= 2 and maps - before[1] <= 30
-    assert anonymous() - memory < max(1_500_000, n * 500)
+    allowed = [max(10, n // 10), max(30_000, n * 100), 2, 30]
+    seen = []
+    while not seen or any(g > a for g, a in zip(seen[-1], allowed, strict=True)):
+        assert len(seen) < ROUNDS, f"{n} calls leave blocks, bytes, descriptors, mappings: {seen}, allowed: {allowed}"
+        seen.append(grown(f, s, n))
