@@ -19,6 +19,18 @@ static PyObject *capabilities(PyObject *module, PyObject *unused)
     return d;
 }
 
+/* memory_limit() -> (what limits, left, kept, total), or None */
+static PyObject *memory_limit(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    struct pgs_memory m;
+    pgs_memory_limit(&m);
+    if (!m.by) Py_RETURN_NONE;
+    return Py_BuildValue("(sKKK)", m.by, (unsigned long long)m.left, (unsigned long long)m.kept,
+                         (unsigned long long)m.total);
+}
+
 /* plain_encode(value) -> bytes or None; plain_decode(bytes): for the command line and for tests */
 static PyObject *py_plain_encode(PyObject *module, PyObject *value)
 {
@@ -36,10 +48,12 @@ static PyObject *py_plain_decode(PyObject *module, PyObject *b)
     return plain_decode(PyBytes_AS_STRING(b), (size_t)PyBytes_GET_SIZE(b));
 }
 
-static PyMethodDef functions[] = {{"capabilities", capabilities, METH_NOARGS, "name -> (on, reason)"},
-                                  {"_plain_encode", py_plain_encode, METH_O, NULL},
-                                  {"_plain_decode", py_plain_decode, METH_O, NULL},
-                                  {0}};
+static PyMethodDef functions[] = {
+    {"capabilities", capabilities, METH_NOARGS, "name -> (on, reason)"},
+    {"memory_limit", memory_limit, METH_NOARGS, "(what limits, left, kept, total) or None"},
+    {"_plain_encode", py_plain_encode, METH_O, NULL},
+    {"_plain_decode", py_plain_decode, METH_O, NULL},
+    {0}};
 
 static PyObject *attr_of(const char *module, const char *name)
 {

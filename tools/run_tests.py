@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-WITHOUT = "pagemap_scan,pagemap,collapse,big_window,map_write,proc_fd,avx2,avx512"
+WITHOUT = "pagemap_scan,pagemap,collapse,big_window,map_write,proc_fd,avx2,avx512,memory_limit"
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 LIMIT_S = 600
 

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "libshm/platform/caps.h"
+#include "libshm/platform/ram.h"
 #include "libshm/txn/store.h"
 #include "libshm/txn/upkeep.h"
 #include "libshm/txn/verify.h"
@@ -44,4 +45,13 @@ const char *pgs_capability(int i, int *on, const char **reason)
     if (on) *on = pgs__cap(cap);
     if (reason) *reason = pgs__cap_reason(cap);
     return pgs__cap_name(cap);
+}
+
+void pgs_memory_limit(struct pgs_memory *out)
+{
+    static const char *const names[] = {
+        [PGS__RAM_NOTHING] = NULL, [PGS__RAM_CGROUP] = "memory cgroup", [PGS__RAM_MACHINE] = "machine"};
+    struct pgs__ram ram = {.by = PGS__RAM_NOTHING, .left = UINT64_MAX};
+    if (pgs__cap(PGS__CAP_MEMORY_LIMIT)) pgs__ram_look(UINT64_MAX, &ram);
+    *out = (struct pgs_memory){names[ram.by], ram.left, ram.kept, ram.total};
 }

@@ -364,6 +364,13 @@ PGS_PUBLIC int pgs_cold_read(pgs_store *s, uint64_t slot, void *buf, size_t *len
 
 /* Run-time capabilities, for doctor: i from 0 until NULL. */
 PGS_PUBLIC const char *pgs_capability(int i, int *on, const char **reason);
+/* What limits stores in memory that have no quota, for doctor. by: "memory cgroup", "machine", or NULL: nothing does, or capability "memory_limit" is off. left: bytes that may be
+ * taken; kept: of the whole, so much stays free for programs. */
+struct pgs_memory {
+    const char *by;
+    uint64_t left, kept, total;
+};
+PGS_PUBLIC void pgs_memory_limit(struct pgs_memory *out);
 
 #ifdef __cplusplus
 }

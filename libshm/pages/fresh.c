@@ -23,6 +23,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "libshm/pages/room.h"
 #include "libshm/platform/caps.h"
 #include "libshm/platform/hash.h"
 #include "libshm/platform/inject.h"
@@ -155,7 +156,8 @@ static int collapse_chunk(struct pgs__pagefile *pf, struct pgs_run run, uint64_t
 {
     static const uint8_t zero = 0;
     uint64_t page = pgs__max_u64(chunk_page, run.page.n);
-    int rc = pgs__pwrite_full(pf->fd, &zero, 1, page << PGS_PAGE_SHIFT);
+    int rc = pgs__room_take(pf, chunk_page, PGS_CHUNK_PAGES, false);
+    if (rc == 0) rc = pgs__pwrite_full(pf->fd, &zero, 1, page << PGS_PAGE_SHIFT);
     if (rc < 0) return rc;
     return pgs__vm_collapse(at, PGS_CHUNK_SIZE) == 0 ? 0 : 1;
 }
@@ -163,8 +165,11 @@ static int collapse_chunk(struct pgs__pagefile *pf, struct pgs_run run, uint64_t
 static int reserve_bytes(struct pgs__pagefile *pf, uint64_t off, uint64_t len)
 {
     int rc = 0;
-    for (uint64_t done = 0; rc == 0 && done < len; done += RESERVE_STEP)
-        rc = pgs__file_ops->fallocate(pf->fd, 0, (off_t)(off + done), (off_t)pgs__min_u64(len - done, RESERVE_STEP));
+    for (uint64_t done = 0; rc == 0 && done < len; done += RESERVE_STEP) {
+        uint64_t n = pgs__min_u64(len - done, RESERVE_STEP);
+        rc = pgs__room_take(pf, (off + done) >> PGS_PAGE_SHIFT, pgs__pages_of(n), false);
+        if (rc == 0) rc = pgs__file_ops->fallocate(pf->fd, 0, (off_t)(off + done), (off_t)n);
+    }
     return rc;
 }
 
@@ -196,7 +201,8 @@ int pgs__fresh_reserve(struct pgs__pagefile *pf, struct pgs_run run, bool whole,
     int rc = pgs__pagefile_check_fd(pf, err);
     if (rc) return rc;
     struct chunks ours = chunks_ours(run, whole);
-    if (can_collapse(pf) && ours.lo < ours.hi) rc = collapse_all(pf, run, ours);
+    rc = pgs__room_holds(pf, run);
+    if (rc == 0 && can_collapse(pf) && ours.lo < ours.hi) rc = collapse_all(pf, run, ours);
     if (rc == 0) rc = reserve_bytes(pf, run.page.n << PGS_PAGE_SHIFT, run.n_pages << PGS_PAGE_SHIFT);
     if ((rc == -EOPNOTSUPP || rc == -ENOSYS) && !pgs__fresh_can_map(pf)) rc = 0; /* pwrite will tell */
     if (rc == 0) return 0;
@@ -243,7 +249,7 @@ static void copy_pages(const struct copy *c, uint64_t page, const uint8_t *from,
 static int copy_write(const struct copy *c, uint64_t lo, uint64_t hi)
 {
     uint8_t tail[PGS_PAGE_SIZE], *buf = NULL;
-    uint64_t full = full_pages_end(c), step = c->xxh ? WRITE_PAGES : PGS__MAX_PAGES;
+    uint64_t full = full_pages_end(c), step = c->xxh ? WRITE_PAGES : RESERVE_STEP >> PGS_PAGE_SHIFT;
     int rc = 0;
     if (c->xxh && lo < hi && !(buf = pgs__malloc(WRITE_PAGES << PGS_PAGE_SHIFT))) return -ENOMEM;
     for (uint64_t page = lo; rc == 0 && page < hi;) {
@@ -251,8 +257,10 @@ static int copy_write(const struct copy *c, uint64_t lo, uint64_t hi)
         if (page < full) end = pgs__min_u64(end, full);
         const uint8_t *from = source_of(c, page, tail);
         if (buf) copy_pages(c, page, from, end - page, buf);
-        rc = pgs__pwrite_full(c->pf->fd, buf ? buf : from, (size_t)(end - page) << PGS_PAGE_SHIFT,
-                              page << PGS_PAGE_SHIFT);
+        rc = pgs__room_take(c->pf, page, end - page, false);
+        if (rc == 0)
+            rc = pgs__pwrite_full(c->pf->fd, buf ? buf : from, (size_t)(end - page) << PGS_PAGE_SHIFT,
+                                  page << PGS_PAGE_SHIFT);
         page = end;
     }
     pgs__free(buf);
@@ -322,9 +330,10 @@ int pgs__fresh_copy(struct pgs__pagefile *pf, struct pgs_run run, bool whole, co
     struct copy c = {.pf = pf, .run = run, .src = src, .n_bytes = n_bytes, .xxh = page_xxh};
     struct chunks in = chunks_ours(run, whole);
     uint64_t lo = run.page.n, hi = run.page.n + run.n_pages;
-    if (n_bytes < MAP_MIN_BYTES || !can_collapse(pf) || in.lo >= in.hi) {
+    rc = pgs__room_holds(pf, run);
+    if (rc == 0 && (n_bytes < MAP_MIN_BYTES || !can_collapse(pf) || in.lo >= in.hi)) {
         rc = copy_write(&c, lo, hi);
-    } else { /* the ends of the run that lie in shared chunks by pwrite, what is between through a mapping */
+    } else if (rc == 0) { /* the ends of the run, in shared chunks, by pwrite; what is between through a mapping */
         uint64_t mid_lo = pgs__max_u64(lo, in.lo), mid_hi = pgs__min_u64(hi, in.hi);
         rc = copy_write(&c, lo, mid_lo);
         if (rc == 0) rc = copy_mapped(&c, in, mid_lo, mid_hi);

@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "libshm/pages/room.h"
 #include "libshm/pages/window.h"
 #include "libshm/platform/caps.h"
 #include "libshm/platform/inject.h"
@@ -170,7 +171,8 @@ int pgs__pages_write(struct pgs__pagefile *pf, struct pgs_pgno page, const void 
     if (!pgs__pagefile_holds(pf, page.n, n_pages))
         return pgs__fail_corrupt(err, "the page file", "the page file was cut short: page %llu lies beyond its end",
                                  (unsigned long long)page.n);
-    int rc = pgs__pwrite_full(pf->fd, buf, (size_t)n_pages << PGS_PAGE_SHIFT, page.n << PGS_PAGE_SHIFT);
+    int rc = pgs__room_take(pf, page.n, n_pages, true);
+    if (rc == 0) rc = pgs__pwrite_full(pf->fd, buf, (size_t)n_pages << PGS_PAGE_SHIFT, page.n << PGS_PAGE_SHIFT);
     if (rc < 0)
         return pgs__fail_os(err, -rc, "cannot write %llu pages at page %llu", (unsigned long long)n_pages,
                             (unsigned long long)page.n);

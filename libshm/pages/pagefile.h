@@ -38,6 +38,10 @@ struct pgs__pagefile {
     char *path;            /* of the directory, absolute; NULL for memfds */
     const uint8_t *window; /* address of page 0; NULL when the whole file is reached through segments */
     uint64_t window_pages; /* 0 without a window */
+    _Atomic bool ram_limited;                 /* no quota, and pages are memory; room.c, as the next three */
+    _Atomic uint64_t allowance;               /* bytes that may be taken without another look, … */
+    _Atomic uint64_t allowance_until;         /* … until then; pgs__clock_mono_ns */
+    _Atomic bool ram_short;                   /* until then nothing is allowed without a look */
     _Atomic(struct pgs__segments *) segments; /* for pages beyond the window; made at first need; window.c */
     _Atomic uint64_t n_pages;                 /* file size in whole pages as last seen; grows only */
     _Atomic uint64_t *verified; /* pgs__page_verified: mix(page, birth, xxh), direct-mapped, relaxed; window.c */

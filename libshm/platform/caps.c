@@ -48,8 +48,8 @@ enum {
 };
 #define UNKNOWN INT32_MIN
 static _Atomic int32_t results[PGS__CAP_N] = {UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN,
-                                              UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN};
-PGS_STATIC(PGS__CAP_N == 9, "one initial UNKNOWN each");
+                                              UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN};
+PGS_STATIC(PGS__CAP_N == 10, "one initial UNKNOWN each");
 
 static const char *const names[PGS__CAP_N] = {
     [PGS__CAP_PAGEMAP_SCAN] = "pagemap_scan",
@@ -61,6 +61,7 @@ static const char *const names[PGS__CAP_N] = {
     [PGS__CAP_OFD] = "ofd",
     [PGS__CAP_AVX2] = "avx2",
     [PGS__CAP_AVX512] = "avx512",
+    [PGS__CAP_MEMORY_LIMIT] = "memory_limit",
 };
 
 /* Is the capability in PAGESTONE_WITHOUT=name,name? Spaces around names are allowed. */
@@ -191,6 +192,7 @@ static int probe(enum pgs__cap cap)
     case PGS__CAP_PROC_FD:
         return probe_proc_fd();
     case PGS__CAP_MAP_WRITE:
+    case PGS__CAP_MEMORY_LIMIT:
         return ON; /* a choice, not a feature: every kernel can */
     case PGS__CAP_OFD:
         return probe_ofd();

@@ -19,6 +19,7 @@ enum pgs__cap {
     PGS__CAP_OFD,          /* "ofd": open-file-description locks; required, listed for doctor */
     PGS__CAP_AVX2,         /* "avx2", "avx512": run-time dispatch of XXH3 */
     PGS__CAP_AVX512,
+    PGS__CAP_MEMORY_LIMIT, /* "memory_limit": stores in memory without a quota stop before memory is full */
     PGS__CAP_N
 };
 

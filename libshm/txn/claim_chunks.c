@@ -13,6 +13,7 @@
  */
 #include "libshm/txn/claim_impl.h"
 
+#include "libshm/pages/room.h"
 #include "libshm/platform/mem.h"
 #include "libshm/txn/ledger_impl.h"
 
@@ -25,8 +26,10 @@ int pgs__hunt_open(struct pgs__hunt *h)
     if (h->locked) return 0;
     int rc = pgs__meta_begin(h->c->s, &h->own, h->err);
     h->open = rc == 0;
-    if (rc == 0) h->limit = pgs__page_limit(&h->own);
-    return rc;
+    if (rc) return rc;
+    h->limit = pgs__page_limit(&h->own);
+    pgs__room_limit(&h->c->s->pf, h->own.meta.hdr.quota_bytes == 0);
+    return 0;
 }
 
 void pgs__hunt_close(struct pgs__hunt *h)

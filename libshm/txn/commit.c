@@ -14,6 +14,7 @@
 
 #include "libshm/catalog/object.h"
 #include "libshm/pages/fresh.h"
+#include "libshm/pages/room.h"
 #include "libshm/platform/inject.h"
 #include "libshm/platform/mem.h"
 
@@ -81,6 +82,7 @@ int pgs__commit_start(struct pgs__commit *c, bool new_version, struct pgs_error 
     c->new_version = new_version;
     int rc = pgs__ledger_begin(&c->l, new_version, version, pgs__commit_clock(c->s), err);
     if (rc == 0 && !new_version) c->epoch = true; /* the superseded head was expired at once */
+    if (rc == 0) pgs__room_limit(&c->s->pf, c->l.meta.hdr.quota_bytes == 0);
     return rc;
 }
 
@@ -469,7 +471,7 @@ int pgs__commit_end(struct pgs__commit *c, const struct pgs_commit_info *log, st
     if (rc == -PGS_EFULL)
         pgs__set_scarce(c->s, true);
     else if (rc == 0 && !c->freeing && pgs__is_scarce(c->s) && c->after.reserve_n >= PGS__RESERVE_PAGES / 2 &&
-             pgs__fs_room(c->s->pf.fd) >= ROOM_AGAIN)
+             pgs__room_of(&c->s->pf) >= ROOM_AGAIN)
         pgs__set_scarce(c->s, false);
     if (rc == 0) {
         c->open = false; /* the claims go last: they are not needed for others to go on */

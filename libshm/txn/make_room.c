@@ -7,8 +7,10 @@
  * How much such a commit does at once decides how many pages of its own it needs: expiring ten thousand versions rewrites half of the meta tree. So if it finds no room itself, it does less.
  *
  * A full file system is harder than a full quota: pages that the ledger calls free need not be backed. So backed ones are taken first (claim_alloc.c), free chunks are punched, which gives their blocks to
- * whoever needs them, this store or others, and before a call fails all other free pages are punched, too: then what was scattered can be had in one piece.
+ * whoever needs them, this store or others, and before a call fails all other free pages are punched, too: then what was scattered can be had in one piece. Memory that is short (pages/room.h) is such a
+ * file system.
  */
+#include "libshm/pages/room.h"
 #include "libshm/platform/lock.h"
 #include "libshm/txn/upkeep.h"
 
@@ -23,7 +25,7 @@
 #define PUNCH_BATCH 64u
 #define PUNCH_PER_COMMIT 16u
 #define PUNCH_SLACK (64ull << 20)
-#define PARTS_ROOM (64ull << 20) /* bytes: with so much, the file system is not what is full */
+#define PARTS_ROOM (64ull << 20) /* bytes: with so much, neither the file system nor memory is what is full */
 #define PARTS_WORTH_IT 8u
 
 static int head_record(struct pgs__session *s, struct pgs__record *out, struct pgs_error *err)
@@ -231,7 +233,7 @@ void pgs__punch_parts(struct pgs__session *s)
     if (head_record(s, &hdr, NULL)) return;
     uint64_t used = hdr.hw_pages - pgs__min_u64(hdr.hw_pages, hdr.pages_free);
     uint64_t n = atomic_load_explicit(&s->pf.n_pages, memory_order_relaxed) / PGS_CHUNK_PAGES;
-    if (pgs__fs_room(s->pf.fd) >= PARTS_ROOM) return; /* that is not what is missing */
+    if (pgs__room_of(&s->pf) >= PARTS_ROOM) return; /* that is not what is missing */
     if (pgs__pagefile_resident(&s->pf) >> PGS_PAGE_SHIFT <= used + PARTS_WORTH_IT) return;
     for (uint64_t chunk = 0; chunk < n; chunk++)
         if (pgs__claim_owner_words(s, chunk, NULL) == 0) punch_part(s, chunk);
@@ -292,10 +294,10 @@ static int find_worst(void *ctx, const struct pgs_reader *r)
     return 0;
 }
 
-/* Bytes of free pages that are backed, and of holes that the file system can back. */
+/* Bytes of free pages that are backed, and of holes that the file system, and memory, can back. */
 static uint64_t can_back(struct pgs__session *s, const struct pgs__record *h)
 {
-    uint64_t room = pgs__fs_room(s->pf.fd), resident = pgs__pagefile_resident(&s->pf);
+    uint64_t room = pgs__room_of(&s->pf), resident = pgs__pagefile_resident(&s->pf);
     uint64_t used = (h->hw_pages - pgs__min_u64(h->hw_pages, h->pages_free)) << PGS_PAGE_SHIFT;
     return room == UINT64_MAX ? room : room + (resident > used ? resident - used : 0);
 }
@@ -309,6 +311,23 @@ static uint64_t quota_leaves(const struct pgs__record *h)
 uint64_t pgs__room_left(struct pgs__session *s, const struct pgs__record *hdr)
 {
     return pgs__min_u64(can_back(s, hdr), quota_leaves(hdr));
+}
+
+/* Is it memory that leaves the least? The error then. */
+static bool fail_ram(struct pgs__session *s, const char *need, const char *have, const char *who, struct pgs_error *err)
+{
+    struct pgs__ram ram;
+    char total[16], kept[16];
+    if (!pgs__room_ram(&s->pf, UINT64_MAX, &ram) || ram.left >= pgs__fs_room(s->pf.fd)) return false;
+    bool group = ram.by == PGS__RAM_CGROUP;
+    pgs__fail(
+        err, PGS_EFULL,
+        "%s is full: the store needs %s, %s free%s, and of %s in all %s are kept for programs; delete keys, close old "
+        "snapshots, lower history=, %s, or set size= to be limited by that alone",
+        group ? "the memory cgroup" : "the machine's memory", need, have, who, human(ram.total, total),
+        human(ram.kept, kept), group ? "raise the cgroup's limit" : "free memory");
+    err->os_errno = ENOSPC;
+    return true;
 }
 
 int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, struct pgs_error *err)
@@ -325,6 +344,7 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, st
     if (hdr.quota_bytes) /* free pages behind the quota's end help nobody */
         can = pgs__min_u64(can, hdr.quota_bytes > used ? hdr.quota_bytes - used : 0);
     if (hdr.quota_bytes) snprintf(limit, sizeof limit, "of a quota of %s", human(hdr.quota_bytes, quota));
+    (void)human(need_bytes, need);
     if (w.n && w.first == w.last)
         snprintf(who, sizeof who, "; process %llu (%s) pins version %llu (%s)", (unsigned long long)w.pid, w.command,
                  (unsigned long long)w.first, human(w.bytes, held));
@@ -332,6 +352,7 @@ int pgs__fail_full(struct pgs__session *s, uint64_t need_bytes, int os_errno, st
         snprintf(who, sizeof who, "; process %llu (%s) pins versions %llu\xe2\x80\x93%llu (%s)",
                  (unsigned long long)w.pid, w.command, (unsigned long long)w.first, (unsigned long long)w.last,
                  human(w.bytes, held));
+    if (hdr.quota_bytes == 0 && fail_ram(s, need, human(can, have), who, err)) return -PGS_EFULL;
     if (os_errno || by_fs < by_quota) {
         pgs__fail(
             err, PGS_EFULL,

@@ -8,12 +8,13 @@
  */
 #include <errno.h>
 
+#include "libshm/pages/room.h"
 #include "libshm/platform/hash.h"
 #include "libshm/platform/mem.h"
 #include "libshm/txn/txn.h"
 
 #define MAX_PIECES 4096u
-#define HUGE_NEED (1ull << 30) /* worth a system call */
+#define HUGE_NEED (64ull << 20) /* worth a look at the system */
 
 void pgs__own_forget(struct pgs__own *own)
 {
@@ -34,7 +35,7 @@ void pgs__txn_claim_shrink(struct pgs_txn *t)
 
 int pgs__txn_could_hold(struct pgs_txn *t, uint64_t need_bytes, struct pgs_error *err)
 {
-    if (need_bytes < HUGE_NEED || need_bytes <= pgs__fs_most(t->s->pf.fd)) return 0;
+    if (need_bytes < HUGE_NEED || need_bytes <= pgs__room_most(&t->s->pf)) return 0;
     return pgs__fail_full(t->s, need_bytes, ENOSPC, err);
 }
 

@@ -27,6 +27,7 @@ _COST = {
     "proc_fd": "stores without a path lie in a directory of their own in /dev/shm, $TMPDIR or /tmp",
     "map_write": "data is written by system calls",
     "avx2": "checksums are slower",
+    "memory_limit": "a store in memory without a quota may fill the memory, and the kernel then kills a process",
     "avx512": "",
 }
 
@@ -148,12 +149,24 @@ def _limits() -> Iterator[Line]:
         soft, _ = resource.getrlimit(getattr(resource, name))
         if soft != resource.RLIM_INFINITY:
             yield Line(f"limit of {what}", "warn", size(soft), cure)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if os.path.exists(path):
-            text = _read(path)
-            if text.isdigit() and int(text) < 1 << 60:
-                yield Line("cgroup memory", "ok", f"{size(int(text))}: stores in memory count towards it")
-            break
+    yield from _memory()
+
+
+def _memory() -> Iterator[Line]:
+    from ._core import memory_limit
+
+    found = memory_limit()
+    if found is None:
+        yield Line("memory for stores", "warn", "not limited: a store in memory without a quota may fill it all")
+        return
+    by, left, kept, total = found
+    low = left < 1 << 28
+    yield Line(
+        "memory for stores",
+        "warn" if low else "ok",
+        f"{size(left)} may be taken by stores without a quota, of {size(total)} ({by}); {size(kept)} stay free",
+        ("free memory" if by == "machine" else "raise the limit of the cgroup, or free memory") if low else "",
+    )
 
 
 def _works() -> Iterator[Line]:

@@ -97,7 +97,10 @@ def open(
         ``r`` read only (also without write permission); ``r+`` must exist; ``a`` create if missing; ``w`` anew: who has the
         old one open keeps reading it and their next commit raises; ``x`` must not exist.
     size : int or str, optional
-        Quota: bytes, ``"2GB"`` = 2·10⁹, ``"2GiB"``; at least 128 KiB. Kept in the store, as the next two.
+        Quota: bytes, ``"2GB"`` = 2·10⁹, ``"2GiB"``; at least 128 KiB. Kept in the store, as the next two. Without one a
+        store in memory may take what the machine and the memory cgroup leave (swap is not counted), less a head-room of a
+        sixteenth of the whole, 64 MiB to 4 GiB: then `StoreFullError`, before the kernel kills a process. A quota takes
+        the place of that limit.
     durability : {"none", "ordered", "full"}, optional
         ``none``: safe against killed processes (default in memory); ``ordered``: after a power loss some last commits may be
         missing, never a torn one; ``full``: a returned commit survives power loss (default on disk).

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pagestone as ps
 import pytest
+from pagestone import _core
 
 DOC = Path(__file__).parents[2] / "docs" / "bad-input.md"
 
@@ -225,6 +226,18 @@ print("fine")
         assert second == "28" and third == "fine"
     finally:
         ctypes.CDLL(None).umount2(os.fsencode(mount), 2)  # lazily; umount(8) needs /proc
+
+
+def test_memory_is_full(store):
+    """Filling it is for test_memory_limit.py, in a memory cgroup of its own."""
+    found = _core.memory_limit()
+    if found is None:
+        pytest.skip("PAGESTONE_WITHOUT=memory_limit")
+    store["x"] = 1
+    with pytest.raises(ps.StoreFullError) as e:
+        store.begin().empty("e", found[3], "u1")
+    says(e.value, "memory (cgroup )?is full", "are kept for programs", "size=", "history=")
+    assert e.value.errno == 28 and store["x"] == 1
 
 
 def test_a_path_that_is_no_store(tmp_path):
