@@ -10,13 +10,15 @@
  *
  *     end of the last process                        who removes the directory
  *     it closes the store, or exits                  itself
- *     it was killed, or called _exit                 the next process that makes an anonymous store in the same base
+ *     it was killed, or called _exit                 a process that makes an anonymous store in the same base: the next one,
+ *                                                    unless so many live there that it looks at some of them only
  *
  * All who make, join or remove one hold the flock of its directory, and nobody removes while any lock is on the page file. So a joiner has its slot lock before
  * anybody looks, or finds nothing; and who closes gives up its slot first and looks then: of two, the second one sees that it was the last.
  *
  * Removed is only a directory of that name which belongs to this user alone, with nothing in it but the two files, of which "pages" is a regular file without
- * locks and carries the uuid of the name, or is what a maker leaves who was killed before the first superblock.
+ * locks and carries the uuid of the name, or is what a maker leaves who was killed before the first superblock. Without "pages" it is the rest of a removal
+ * that failed half-way, or of a maker that had not yet begun.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -37,6 +39,8 @@
 #define PATH_SIZE (PGS__ANONYMOUS_BASE_MAX + 1 + NAME_LEN + 1)
 #define MAKE_TRIES 20
 #define LEAVE_TRIES 500 /* of 2 ms: makers, joiners and removers hold the flock for much less */
+#define SWEEP_STAY                                                                                                     \
+    64 /* directories that a sweep may look at in vain: with more stores alive each new one is made as fast */
 #define NEWBORN_BYTES (2 * PGS_CHUNK_SIZE)
 
 struct home {
@@ -110,12 +114,12 @@ static void home_close(struct home *h)
     h->fd = -1;
 }
 
-static void remove_files(struct home *h)
+static bool remove_files(struct home *h)
 {
     (void)pgs__file_ops->unlinkat(h->fd, PGS__CONTROL_NAME);
     PGS_KILL_POINT("anonymous_removing");
     (void)pgs__file_ops->unlinkat(h->fd, PGS__PAGES_NAME);
-    (void)pgs__file_ops->rmdir(h->path);
+    return pgs__file_ops->rmdir(h->path) == 0;
 }
 
 /* --- removing ---------------------------------------------------------------------------------------------------------------- */
@@ -163,22 +167,33 @@ static bool nobody_but(int fd, uint32_t slot, uint32_t spare)
     }
 }
 
+/* Makers begin with "pages", and removers end with it: nobody uses a "control" beside which there is none. */
+static bool only_rests(const struct home *h)
+{
+    int fd = pgs__file_ops->openat(h->fd, PGS__CONTROL_NAME, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    bool yes = fd == -ENOENT || (fd >= 0 && is_mine(fd, S_IFREG));
+    if (fd >= 0) pgs__file_ops->close(fd);
+    return yes && only_ours_inside(h);
+}
+
 /* Under the flock. Locks are asked first: as a rule somebody lives. */
 static bool abandoned(const struct home *h, uint32_t slot, uint32_t spare)
 {
     int fd = pgs__file_ops->openat(h->fd, PGS__PAGES_NAME, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
-    if (fd == -ENOENT) (void)pgs__file_ops->rmdir(h->path); /* which takes it only if it is empty */
+    if (fd == -ENOENT) return only_rests(h);
     if (fd < 0) return false;
     bool yes = is_mine(fd, S_IFREG) && nobody_but(fd, slot, spare) && carries_uuid(h, fd) && only_ours_inside(h);
     pgs__file_ops->close(fd);
     return yes;
 }
 
-static void remove_abandoned(struct home *h, int tries, uint32_t slot, uint32_t spare)
+/* False: it stays. */
+static bool remove_abandoned(struct home *h, int tries, uint32_t slot, uint32_t spare)
 {
-    if (home_open(h)) return;
-    if (home_lock(h, tries) && abandoned(h, slot, spare)) remove_files(h);
+    if (home_open(h)) return false;
+    bool removed = home_lock(h, tries) && abandoned(h, slot, spare) && remove_files(h);
     home_close(h);
+    return removed;
 }
 
 static void leave(const struct pgs__pagefile *pf, uint32_t slot, uint32_t spare)
@@ -203,20 +218,35 @@ __attribute__((destructor)) static void leave_at_exit(void)
     pthread_mutex_unlock(&pgs__registry_mx.m);
 }
 
-/* What killed processes left in this base. */
-static void sweep(const char *base)
+/* Of the directories of stores in the base those from number `from` up to number `to`. Returns how many there are. */
+static uint64_t sweep_some(DIR *d, const char *base, uint64_t from, uint64_t to, int *may_stay)
 {
     struct home h;
     uint8_t uuid[16];
+    uint64_t n = 0;
+    rewinddir(d);
+    for (const struct dirent *e; (e = readdir(d));) {
+        if (!uuid_of(e->d_name, uuid)) continue;
+        uint64_t i = n++;
+        if (i < from || i >= to || *may_stay == 0) continue;
+        home_name(&h, base, strlen(base), uuid);
+        if (!remove_abandoned(&h, 1, PGS__NO_SLOT, PGS__NO_SLOT)) --*may_stay;
+    }
+    return n;
+}
+
+/* What killed processes left in this base, from anywhere on and all around: the living in front must not hide it for good. */
+static void sweep(const char *base)
+{
     int fd = pgs__file_ops->open(base, O_RDONLY | O_DIRECTORY, 0);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d && fd >= 0) pgs__file_ops->close(fd);
     if (!d) return;
-    for (const struct dirent *e; (e = readdir(d));) {
-        if (!uuid_of(e->d_name, uuid)) continue;
-        home_name(&h, base, strlen(base), uuid);
-        remove_abandoned(&h, 1, PGS__NO_SLOT, PGS__NO_SLOT);
-    }
+    int may_stay = SWEEP_STAY;
+    uint64_t start = 0, n = sweep_some(d, base, 0, 0, &may_stay);
+    if (n > SWEEP_STAY) pgs__random(&start, sizeof start), start %= n;
+    if (n) sweep_some(d, base, start, UINT64_MAX, &may_stay);
+    if (start) sweep_some(d, base, 0, start, &may_stay);
     closedir(d);
 }
 

@@ -185,6 +185,86 @@ TEST(a_maker_may_be_killed_anywhere)
     }
 }
 
+/* One of the three steps of a removal fails. */
+static const char *failing_step;
+static struct pgs__file_ops clumsy;
+static int unlinkat_or_fail(int dir_fd, const char *name)
+{
+    return strcmp(name, failing_step) == 0 ? -EIO : pgs__file_ops_real.unlinkat(dir_fd, name);
+}
+static int rmdir_or_fail(const char *path)
+{
+    return strcmp("rmdir", failing_step) == 0 ? -EIO : pgs__file_ops_real.rmdir(path);
+}
+
+TEST(what_a_failed_removal_left_goes_with_the_next_store)
+{
+    static const char *const steps[] = {"control", "pages", "rmdir"};
+    clumsy = pgs__file_ops_real;
+    clumsy.unlinkat = unlinkat_or_fail;
+    clumsy.rmdir = rmdir_or_fail;
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        char path[PATH_MAX];
+        struct pgs__session *s = new_store();
+        strcpy(path, s->pf.path);
+        failing_step = steps[i];
+        pgs__file_ops = &clumsy;
+        pgs__session_unref(s);
+        pgs__file_ops = &pgs__file_ops_real;
+        CHECK(there(path));
+        sweep();
+        if (there(path)) TEST_FAIL("after a failed removal of %s %s stays", steps[i], path);
+    }
+}
+
+/* --- many of them ----------------------------------------------------------------------------------------------------------- */
+static int looked_at;
+static struct pgs__file_ops counting;
+static int open_and_count(const char *path, int flags, mode_t mode)
+{
+    if (strcmp(path, "/dev/shm") == 0) return -EACCES; /* so that the base is one of our own */
+    looked_at += strstr(path, "/pagestone-anonymous-0000") != NULL;
+    return pgs__file_ops_real.open(path, flags, mode);
+}
+
+TEST(a_sweep_looks_at_some_of_many_and_misses_none_for_good)
+{
+    enum { N = 300 };
+    char path[200], command[200];
+    const char *base = scratch;
+    scratch_in("/tmp");
+    setenv("TMPDIR", base, 1);
+    counting = pgs__file_ops_real;
+    counting.open = open_and_count;
+    pgs__file_ops = &counting;
+    for (int i = 0; i < N; i++) {
+        snprintf(path, sizeof path, "%s/pagestone-anonymous-0000%028x", base, i);
+        CHECK(mkdir(path, 0700) == 0);
+        strcat(path, "/somebody's"); /* so that it stays */
+        CHECK(mkdir(path, 0700) == 0);
+    }
+    for (int i = 0; i < 10; i++) {
+        looked_at = 0;
+        sweep();
+        if (looked_at == 0 || looked_at > 64) TEST_FAIL("a sweep has looked at %d of %d", looked_at, N);
+    }
+    struct member m = member_start();
+    CHECK(strncmp(m.path, base, strlen(base)) == 0);
+    member_kill(&m);
+    for (int i = 0; there(m.path); i++) {
+        if (i == 300) TEST_FAIL("300 sweeps have missed %s", m.path); /* by chance: 1 in 10^30 */
+        sweep();
+    }
+    for (int i = 0; i < N; i++) { /* empty they go, however many there are */
+        snprintf(path, sizeof path, "%s/pagestone-anonymous-0000%028x/somebody's", base, i);
+        CHECK(rmdir(path) == 0);
+    }
+    sweep();
+    snprintf(command, sizeof command, "! ls '%s' | grep -q pagestone-anonymous", base);
+    CHECK_EQ(system(command), 0);
+    pgs__file_ops = &pgs__file_ops_real;
+}
+
 /* --- what is not ours ------------------------------------------------------------------------------------------------------ */
 static void shell(const char *command, const char *path)
 {
@@ -202,6 +282,9 @@ TEST(only_what_is_provably_an_abandoned_store_is_removed)
         "mv \"$D/pages\" \"$D/../pgs-pages-\"$PPID && ln -s ../pgs-pages-$PPID \"$D/pages\"",
         "printf xxxxxxxx | dd of=\"$D/pages\" bs=1 conv=notrunc status=none",
         "printf xxxxxxxx | dd of=\"$D/pages\" bs=1 seek=32 conv=notrunc status=none", /* another uuid */
+        "rm \"$D/pages\" && >\"$D/mine\"",
+        "rm \"$D/pages\" \"$D/control\" && mkdir \"$D/control\"",
+        "rm \"$D/pages\" && chmod 640 \"$D/control\"",
         "test $(id -u) != 0 || chown 12345 \"$D\"",
         "test $(id -u) != 0 || chown 12345 \"$D/pages\"",
     };
@@ -211,7 +294,7 @@ TEST(only_what_is_provably_an_abandoned_store_is_removed)
         shell(changes[i], m.path);
         member_kill(&m);
         sweep();
-        bool unchanged = i >= 7 && geteuid() != 0;
+        bool unchanged = i >= 10 && geteuid() != 0;
         if (!there(m.path) && !unchanged) TEST_FAIL("swept after: %s", changes[i]);
         if (i == 4) {
             snprintf(moved, sizeof moved, "%.*s/pgs-pages-%d", (int)(strrchr(m.path, '/') - m.path), m.path,
