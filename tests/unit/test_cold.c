@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 
+#include "libshm/platform/caps.h"
 #include "libshm/platform/hash.h"
 #include "libshm/platform/inject.h"
 #include "libshm/txn/cold_table.h"
@@ -198,7 +199,10 @@ TEST(what_does_not_shrink_stays_raw)
 TEST(holes_stay_holes)
 {
     pgs_store *s = open_counting(0, 0);
-    struct pgs_type type = type_of((int64_t)1 << 37, 8);
+    /* Where the kernel does not tell which pages were written to, the commit compares them all. */
+    bool told = pgs__cap(PGS__CAP_PAGEMAP_SCAN) || pgs__cap(PGS__CAP_PAGEMAP);
+    const uint64_t size = told ? 1ull << 40 : 1ull << 28;
+    struct pgs_type type = type_of((int64_t)(size / 8), 8);
     struct pgs_object o;
     pgs_view *v;
     pgs_txn *t = begin(s);
@@ -206,7 +210,7 @@ TEST(holes_stay_holes)
     commit(t);
     t = begin(s);
     uint8_t *p = edit(t, "x", &v);
-    static const uint64_t at[] = {0, 300000, 5000000, (1ull << 40) - 50000};
+    const uint64_t at[] = {0, 300000, 5000000, size - 50000};
     static uint8_t want[4][50000];
     for (int i = 0; i < 4; i++) {
         walk(want[i], sizeof want[i], 8);
@@ -222,7 +226,7 @@ TEST(holes_stay_holes)
     p = pgs_view_data(v);
     for (int i = 0; i < 4; i++) CHECK(memcmp(p + at[i], want[i], sizeof want[i]) == 0);
     CHECK_EQ(p[60000], 0);
-    CHECK_EQ(p[1ull << 39], 0);
+    CHECK_EQ(p[size / 2], 0);
     pgs_view_unref(v);
     CHECK_OK(pgs_gc(s, &err));
     check_store(s);
