@@ -29,19 +29,40 @@ int pgs__mem_reserve(uint64_t len, uint8_t **addr, struct pgs_error *err)
 int pgs__mem_zero(struct pgs__mem *m, uint64_t lo, uint64_t hi, struct pgs_error *err)
 {
     if (lo >= hi) return 0;
+    if (m->heap) {
+        memset((uint8_t *)m->addr + lo, 0, hi - lo);
+        return 0;
+    }
     int rc = pgs__vm_zero((uint8_t *)m->addr + lo, hi - lo, true);
     return rc ? pgs__fail_os(err, -rc, "cannot map %llu bytes of zero memory", (unsigned long long)(hi - lo)) : 0;
 }
 
 /* --- reading ---------------------------------------------------------------------------------------------------------------- */
 /* The heap block's address is kept in the eight bytes before the data. */
+static uint8_t *heap_data(uint64_t n_bytes, uintptr_t align, struct pgs_error *err)
+{
+    uint8_t *block = pgs__malloc(n_bytes + HEAP_ALIGN + align), *data;
+    if (!block) {
+        pgs__fail(err, PGS_ENOMEM, "no memory for %llu bytes", (unsigned long long)n_bytes);
+        return NULL;
+    }
+    data = block + HEAP_ALIGN;
+    data += (align - ((uintptr_t)data & (align - 1))) & (align - 1);
+    memcpy(data - sizeof block, &block, sizeof block);
+    return data;
+}
+
+static void heap_free(void *data)
+{
+    void *block;
+    memcpy(&block, (uint8_t *)data - sizeof block, sizeof block);
+    pgs__free(block);
+}
+
 static int read_inline(const struct pgs__content *c, struct pgs__mem *out, struct pgs_error *err)
 {
-    uint8_t *block = pgs__malloc(c->n_bytes + 2 * HEAP_ALIGN), *data;
-    if (!block) return pgs__fail(err, PGS_ENOMEM, "no memory for %llu bytes", (unsigned long long)c->n_bytes);
-    data = block + HEAP_ALIGN;
-    data += (HEAP_ALIGN - ((uintptr_t)data & (HEAP_ALIGN - 1))) & (HEAP_ALIGN - 1);
-    memcpy(data - sizeof block, &block, sizeof block);
+    uint8_t *data = heap_data(c->n_bytes, HEAP_ALIGN, err);
+    if (!data) return -PGS_ENOMEM;
     memcpy(data, c->inline_data, c->n_bytes);
     *out = (struct pgs__mem){.kind = PGS__MEM_READ, .addr = data, .n_bytes = c->n_bytes, .heap = true};
     return 0;
@@ -111,6 +132,45 @@ static int cow_fill(struct pgs__mem *m, struct pgs_error *err)
     return 0;
 }
 
+uint64_t pgs__mem_room(uint64_t want)
+{
+    if (want > (1ull << 43)) return want;
+    if (want <= PGS__MEM_HEAP_MAX && pgs__vm_is_short())
+        return pgs__min_u64(2 * want, PGS__MEM_HEAP_MAX); /* perhaps all resident: huge pages */
+    return 4 * want;
+}
+
+int pgs__mem_fill_heap(struct pgs__mem *m, struct pgs_error *err)
+{
+    struct pgs__mem_priv *v = m->priv;
+    memset(m->addr, 0, m->mapped);
+    if (v->base.form != PGS__FORM_INLINE) return v->base.n_bytes ? pgs__mem_copy(v->pf, &v->base, m->addr, err) : 0;
+    memcpy(m->addr, v->inlined, v->base.n_bytes);
+    return 0;
+}
+
+/* Without a mapping of its own: whole pages of the heap, all of which count as written. */
+static int cow_on_heap(struct pgs__mem *m, struct pgs_error *err)
+{
+    m->addr = heap_data(m->reserved, PGS_PAGE_SIZE, err);
+    if (!m->addr) return -PGS_ENOMEM;
+    m->heap = m->priv->patched = true;
+    int rc = pgs__mem_fill_heap(m, err);
+    if (rc) heap_free(m->addr);
+    return rc;
+}
+
+static int cow_mapped(struct pgs__mem *m, struct pgs_error *err)
+{
+    uint8_t *addr;
+    int rc = pgs__mem_reserve(m->reserved, &addr, err);
+    if (rc) return rc;
+    m->addr = addr;
+    rc = cow_fill(m, err);
+    if (rc) pgs__vm_release(addr, m->reserved);
+    return rc;
+}
+
 int pgs__mem_cow(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t reserve, struct pgs__mem *out,
                  struct pgs_error *err)
 {
@@ -130,12 +190,8 @@ int pgs__mem_cow(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_
     uint64_t n_pages = pgs__max_u64(v->base_pages, 1); /* an empty array has an address, too */
     struct pgs__mem m = {.kind = PGS__MEM_COW, .n_bytes = c->n_bytes, .mapped = n_pages << PGS_PAGE_SHIFT, .priv = v};
     m.reserved = pgs__max_u64(n_pages, pgs__pages_of(reserve)) << PGS_PAGE_SHIFT;
-    uint8_t *addr = NULL;
-    int rc = pgs__mem_reserve(m.reserved, &addr, err);
-    m.addr = addr;
-    if (rc == 0) rc = cow_fill(&m, err);
+    int rc = m.reserved <= PGS__MEM_HEAP_MAX && pgs__vm_is_short() ? cow_on_heap(&m, err) : cow_mapped(&m, err);
     if (rc) {
-        if (addr) pgs__vm_release(addr, m.reserved);
         pgs__free(v);
         return rc;
     }
@@ -179,12 +235,8 @@ void pgs__mem_close(struct pgs__pagefile *pf, struct pgs__mem *m)
 {
     (void)pf;
     if (m->kind == PGS__MEM_FRESH) pgs__mem_fresh_close(m);
-    if (m->kind != PGS__MEM_FRESH && m->reserved) pgs__vm_release(m->addr, m->reserved);
-    if (m->heap) {
-        void *block;
-        memcpy(&block, (uint8_t *)m->addr - sizeof block, sizeof block);
-        pgs__free(block);
-    }
+    if (m->kind != PGS__MEM_FRESH && m->reserved && !m->heap) pgs__vm_release(m->addr, m->reserved);
+    if (m->heap) heap_free(m->addr);
     if (m->n_maps) pgs__vm_uncharge(m->n_maps);
     pgs__free(m->priv);
     *m = (struct pgs__mem){0};

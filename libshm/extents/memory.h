@@ -6,7 +6,8 @@
  *
  *   READ    a pointer into the window (one extent without holes: no system call), or a composed read-only mapping, or, for INLINE contents, a
  *           64-byte-aligned heap copy.
- *   COW     MAP_PRIVATE | MAP_NORESERVE over the runs, anonymous zero memory over holes, inside a reservation that leaves room to grow.
+ *   COW     MAP_PRIVATE | MAP_NORESERVE over the runs, anonymous zero memory over holes, inside a reservation that leaves room to grow. Small contents, while the budget
+ *           of mappings is short: a copy on the heap, page by page as if it were mapped.
  *   FRESH   MAP_SHARED, writable, over runs that the caller claimed (t.empty); turned private at publish, at abort and in forked children.
  *
  *   I1  Holes are anonymous zero memory, never unbacked pages of the file (HAZARDS 17); in writable memory with MADV_NOHUGEPAGE (18).
@@ -21,13 +22,16 @@
 #include "libshm/extents/content.h"
 #include "libshm/pages/fresh.h"
 
+/* Small: less than what malloc maps by itself (128 KiB). */
+#define PGS__MEM_HEAP_MAX (64u << 10)
+
 enum pgs__mem_kind { PGS__MEM_READ = 1, PGS__MEM_COW, PGS__MEM_FRESH };
 
 struct pgs__mem {
     enum pgs__mem_kind kind;
     void *addr;        /* of byte 0; never NULL (zero-size contents get one readable page or a static 64 bytes) */
     uint64_t n_bytes;  /* logical size now */
-    uint64_t mapped;   /* bytes mapped from addr, whole pages; 0: window pointer or heap */
+    uint64_t mapped;   /* bytes mapped from addr, whole pages; 0: window pointer or an inline content on the heap */
     uint64_t reserved; /* bytes of address space held, ≥ mapped */
     long n_maps;       /* charged to the budget */
     bool heap;         /* addr - pad is heap memory */
@@ -35,6 +39,8 @@ struct pgs__mem {
 };
 
 int pgs__mem_read(struct pgs__pagefile *pf, const struct pgs__content *c, struct pgs__mem *out, struct pgs_error *err);
+/* Room to grow for a memory of `want` bytes. */
+uint64_t pgs__mem_room(uint64_t want);
 /* reserve: address space to hold from addr on (0: just the content). -PGS_ENOMEM names vm.max_map_count or the address space limit. */
 int pgs__mem_cow(struct pgs__pagefile *pf, const struct pgs__content *c, uint64_t reserve, struct pgs__mem *out,
                  struct pgs_error *err);

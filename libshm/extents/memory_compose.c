@@ -223,6 +223,16 @@ static int carry_out(struct plan *p, uint8_t *addr, bool cow)
     return rc;
 }
 
+int pgs__mem_copy(struct pgs__pagefile *pf, const struct pgs__content *c, uint8_t *addr, struct pgs_error *err)
+{
+    struct plan p = {.pf = pf, .err = err, .n_pages = pgs__pages_of(c->n_bytes)};
+    int rc = pgs__content_runs(pf, c, 0, UINT64_MAX, on_run, &p, err);
+    for (size_t i = 0; i < p.n && rc == 0; i++) rc = copy_piece(&p, &p.piece[i], addr);
+    pgs__cold_cache_free(&p.cache);
+    pgs__free(p.piece);
+    return rc;
+}
+
 int pgs__mem_compose(struct pgs__pagefile *pf, const struct pgs__content *c, uint8_t *addr, bool cow, long *n_maps,
                      bool *patched, struct pgs_error *err)
 {

@@ -187,7 +187,10 @@ int pgs__mem_reset(struct pgs__pagefile *pf, struct pgs__mem *m, struct pgs_erro
     uint64_t base_end = v->base_pages << PGS_PAGE_SHIFT;
     bool inlined = v->base.form == PGS__FORM_INLINE;
     int rc;
-    if (!inlined && (v->patched || v->low_pages < v->base_pages)) {
+    if (m->heap) {
+        rc = pgs__mem_fill_heap(m, err);
+        if (rc) return rc;
+    } else if (!inlined && (v->patched || v->low_pages < v->base_pages)) {
         /* Composed anew: over the old mappings, so that no other thread's mapping can get in between. */
         long n_maps = 0;
         rc = pgs__mem_zero(m, 0, m->mapped, err);

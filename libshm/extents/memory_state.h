@@ -27,6 +27,10 @@ struct pgs__mem_priv {
  * *n_maps mappings; on failure none, and what the addresses show is undefined: release or compose again. */
 int pgs__mem_compose(struct pgs__pagefile *pf, const struct pgs__content *c, uint8_t *addr, bool cow, long *n_maps,
                      bool *patched, struct pgs_error *err);
+/* Pages of `c` (not INLINE) copied to `addr`, which holds zeros. */
+int pgs__mem_copy(struct pgs__pagefile *pf, const struct pgs__content *c, uint8_t *addr, struct pgs_error *err);
+/* COW on the heap: shows the base again. */
+int pgs__mem_fill_heap(struct pgs__mem *m, struct pgs_error *err);
 /* Address space of at least `len` bytes, aligned so that 2 MiB pages of the file can be mapped as such. */
 int pgs__mem_reserve(uint64_t len, uint8_t **addr, struct pgs_error *err);
 /* Zeros over [lo, hi) of a writable memory (bytes from m->addr, whole pages). */

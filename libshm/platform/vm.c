@@ -117,6 +117,12 @@ long pgs__vm_charged(void)
     return atomic_load_explicit(&charged, memory_order_relaxed); /* as in pgs__vm_charge */
 }
 
+bool pgs__vm_is_short(void)
+{
+    long limit = atomic_load_explicit(&budget, memory_order_relaxed); /* as in pgs__vm_charge */
+    return limit && pgs__vm_charged() >= limit / 4 * 3;
+}
+
 /* --- written pages ---------------------------------------------------------------------------------------------------------- */
 int pgs__pagemap_open(void)
 {

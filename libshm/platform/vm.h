@@ -20,6 +20,8 @@ int pgs__vm_zero(void *addr, size_t len, bool writable);
 int pgs__vm_charge(long n);
 void pgs__vm_uncharge(long n);
 long pgs__vm_charged(void);
+/* Is three quarters of the budget taken? Time to do without mappings where that is possible. */
+bool pgs__vm_is_short(void);
 
 /* Pages of [addr, addr+len) that were written since mapping: those that are present or swapped and neither file-backed nor the
  * zero page. Calls emit(ctx, first_page, n_pages) with page indices relative to addr, ascending, not overlapping. Uses PAGEMAP_SCAN,

@@ -78,8 +78,8 @@ static int cow_memory(struct pgs_txn *t, const struct pgs__content *c, uint64_t 
                       struct pgs_error *err)
 {
     struct pgs_error local = {0};
-    uint64_t want = pgs__max_u64(c->n_bytes, need),
-             room = pgs__max_u64(want > (1ull << 43) ? want : 4 * want, RESERVE_LEAST);
+    uint64_t want = pgs__max_u64(c->n_bytes, need), room = pgs__mem_room(want);
+    if (!pgs__vm_is_short()) room = pgs__max_u64(room, RESERVE_LEAST);
     int rc = pgs__mem_cow(&t->s->pf, c, room, out, &local);
     if (rc == -PGS_ENOMEM || rc == -PGS_E2BIG) return pgs__mem_cow(&t->s->pf, c, want, out, err);
     if (rc && err && err->code == 0) *err = local;

@@ -57,7 +57,7 @@ static int move_memory(struct pgs_txn *t, struct pgs__op *op, struct pgs__array 
                          "or commit and begin anew",
                          (int)op->len, (const char *)op->key, (unsigned long long)n_bytes,
                          (unsigned long long)m->reserved);
-    int rc = pgs__mem_cow(&t->s->pf, &a->o.content, n_bytes > (1ull << 43) ? n_bytes : 4 * n_bytes, &bigger, err);
+    int rc = pgs__mem_cow(&t->s->pf, &a->o.content, pgs__mem_room(n_bytes), &bigger, err);
     if (rc) return rc;
     rc = pgs__mem_resize(&t->s->pf, &bigger, m->n_bytes, err);
     struct move mv = {bigger.addr, m->addr, m->n_bytes};

@@ -354,6 +354,29 @@ def test_scattered_versions_of_an_array_stay_below_the_limit_of_mappings(shm_pat
     sound(s)
 
 
+def test_more_small_arrays_are_edited_at_once_than_there_are_mappings(store):
+    n = 20_000  # two mappings each would be more than half of the usual limit
+    with store.begin() as t:
+        for i in range(n):
+            t[f"k{i}"] = np.full(600, i)
+    with store.begin() as t:
+        held = []
+        for i in range(n):
+            a = t[f"k{i}"]
+            a[i % 600] = -1
+            if i % 999 == 0:
+                held.append((i, a))
+        t.append(f"k{n - 1}", np.arange(100))
+    for i in range(0, n - 1, 7):
+        a = store[f"k{i}"]
+        assert a[i % 600] == -1 and a.sum() == 599 * i - 1
+    assert store[f"k{n - 1}"].shape == (700,) and store[f"k{n - 1}"][-1] == 99
+    for i, a in held:
+        a[0] = 7  # its own memory: the store does not see it
+        assert store[f"k{i}"][0] in (i, -1)
+    assert store.check().ok
+
+
 @pytest.mark.usefixtures("proc")
 def test_a_hundred_stores_at_once(tmp_path):
     fds = n_fds()

@@ -335,6 +335,57 @@ TEST(a_short_budget_copies_instead_of_mapping)
     world_close(&w);
 }
 
+static int add_bytes(void *ctx, uint64_t lo, uint64_t hi)
+{
+    *(uint64_t *)ctx += hi - lo;
+    return 0;
+}
+
+TEST(small_copies_need_no_mapping_when_the_budget_is_short)
+{
+    struct world w;
+    world_open(&w);
+    rng_state = 9;
+    struct pgs__mem m;
+    for (int k = 0; k < 3; k++) {
+        struct sample s = k == 0   ? sample_runs(&w, 12, 3, 2)
+                          : k == 1 ? sample_patches(&w, 9, 4, 2)
+                                   : sample_extent(&w, 16);
+        CHECK_OK(pgs__mem_cow(&w.pf, &s.c, 0, &m, &err)); /* also makes the window's segments */
+        CHECK(!m.heap && m.n_maps > 0);
+        pgs__mem_close(&w.pf, &m);
+        long step = 4096, taken = 0;
+        for (; step; step /= 2)
+            while (pgs__vm_charge(step) == 0) taken += step;
+        uint64_t n_bytes = s.c.n_bytes, dirty = 0;
+        CHECK_OK(pgs__mem_cow(&w.pf, &s.c, pgs__mem_room(n_bytes), &m, &err));
+        CHECK(m.heap && m.n_maps == 0 && (uintptr_t)m.addr % PAGE == 0);
+        check_bytes(&m, s.bytes);
+        CHECK_OK(pgs__mem_dirty(&w.pf, &m, add_bytes, &dirty, &err));
+        CHECK_EQ(dirty, 0);
+        ((uint8_t *)m.addr)[2 * PAGE + 7] ^= 1;
+        CHECK_OK(pgs__mem_dirty(&w.pf, &m, add_bytes, &dirty, &err));
+        CHECK_EQ(dirty, PAGE);
+        CHECK_OK(pgs__mem_resize(&w.pf, &m, 100, &err));
+        CHECK_OK(pgs__mem_resize(&w.pf, &m, PGS__MEM_HEAP_MAX > m.reserved ? m.reserved : PGS__MEM_HEAP_MAX, &err));
+        for (uint64_t i = 100; i < m.n_bytes; i++) CHECK_EQ(((uint8_t *)m.addr)[i], 0);
+        ((uint8_t *)m.addr)[m.n_bytes - 1] = 1;
+        CHECK_ERR(pgs__mem_resize(&w.pf, &m, m.reserved + 1, &err), PGS_E2BIG);
+        CHECK_OK(pgs__mem_reset(&w.pf, &m, &err));
+        CHECK_EQ(m.n_bytes, n_bytes);
+        check_bytes(&m, s.bytes);
+        dirty = 0;
+        CHECK_OK(pgs__mem_dirty(&w.pf, &m, add_bytes, &dirty, &err));
+        CHECK_EQ(dirty, 0);
+        CHECK_OK(pgs__mem_resize(&w.pf, &m, m.reserved, &err)); /* what was there before the reset does not come back */
+        for (uint64_t i = n_bytes; i < m.n_bytes; i++) CHECK_EQ(((uint8_t *)m.addr)[i], 0);
+        pgs__mem_close(&w.pf, &m);
+        pgs__vm_uncharge(taken);
+        sample_free(&s);
+    }
+    world_close(&w);
+}
+
 TEST(a_closed_descriptor_is_named)
 {
     struct world w;
