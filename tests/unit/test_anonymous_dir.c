@@ -31,6 +31,16 @@ static bool there(const char *path)
     return access(path, F_OK) == 0;
 }
 
+/* A sweep took it. Another program's sweep may hold the directory when ours comes by, and have looked before it was abandoned: then the next one takes it. */
+static bool swept(const char *path)
+{
+    for (int i = 0; i < 3 && there(path); i++) {
+        if (i) usleep(20000);
+        sweep();
+    }
+    return !there(path);
+}
+
 /* Opens a store and tells its directory, then waits for its end. */
 struct member {
     pid_t pid;
@@ -140,11 +150,9 @@ TEST(what_killed_processes_left_goes_with_the_next_store)
     struct member a = member_start(), b = member_start();
     CHECK(there(a.path) && there(b.path));
     member_kill(&a);
-    sweep();
-    CHECK(!there(a.path) && there(b.path));
+    CHECK(swept(a.path) && there(b.path));
     member_kill(&b);
-    sweep();
-    CHECK(!there(b.path));
+    CHECK(swept(b.path));
 }
 
 /* The first mkdir tells where. */
@@ -175,13 +183,17 @@ TEST(a_maker_may_be_killed_anywhere)
             sweep();
             _exit(0);
         }
-        CHECK(read(to[0], path, sizeof path - 1) > 0);
+        close(to[1]);
+        ssize_t n = read(to[0], path, sizeof path - 1);
         int status = wait_for(pid);
         if (status != 1000 + SIGKILL) TEST_FAIL("%s was not reached: %d", points[i], status);
-        sweep();
-        if (there(path)) TEST_FAIL("killed at %s leaves %s", points[i], path);
         close(to[0]);
-        close(to[1]);
+        if (n <= 0) { /* while it removed what another program's process had left */
+            CHECK(strcmp(points[i--], "anonymous_removing") == 0);
+            sweep();
+            continue;
+        }
+        if (!swept(path)) TEST_FAIL("killed at %s leaves %s", points[i], path);
     }
 }
 
@@ -211,9 +223,7 @@ TEST(what_a_failed_removal_left_goes_with_the_next_store)
         pgs__file_ops = &clumsy;
         pgs__session_unref(s);
         pgs__file_ops = &pgs__file_ops_real;
-        CHECK(there(path));
-        sweep();
-        if (there(path)) TEST_FAIL("after a failed removal of %s %s stays", steps[i], path);
+        if (!swept(path)) TEST_FAIL("after a failed removal of %s %s stays", steps[i], path);
     }
 }
 
@@ -291,8 +301,11 @@ TEST(only_what_is_provably_an_abandoned_store_is_removed)
     char moved[PATH_MAX];
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         struct member m = member_start();
+        int fd = open(m.path, O_RDONLY | O_DIRECTORY); /* nobody else sweeps what is half changed */
+        CHECK(flock(fd, LOCK_EX) == 0);
         shell(changes[i], m.path);
         member_kill(&m);
+        close(fd);
         sweep();
         bool unchanged = i >= 10 && geteuid() != 0;
         if (!there(m.path) && !unchanged) TEST_FAIL("swept after: %s", changes[i]);
@@ -317,13 +330,12 @@ TEST(a_locked_directory_is_left_alone)
 {
     struct member m = member_start();
     int fd = open(m.path, O_RDONLY | O_DIRECTORY);
-    CHECK(flock(fd, LOCK_EX | LOCK_NB) == 0);
+    CHECK(flock(fd, LOCK_EX) == 0); /* waits for another program's sweep */
     member_kill(&m);
     sweep();
     CHECK(there(m.path));
     close(fd);
-    sweep();
-    CHECK(!there(m.path));
+    CHECK(swept(m.path));
 }
 
 /* --- handles ------------------------------------------------------------------------------------------------------------------ */
