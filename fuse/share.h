@@ -94,7 +94,8 @@ extern const char *const share_request_names[REQ_N];
 
 struct share_head {
     uint64_t magic;
-    _Atomic uint32_t n_chunks, pad;
+    _Atomic uint32_t n_chunks;
+    _Atomic uint32_t dirs_high; /* no handle of a directory was ever this or more */
     _Atomic uint64_t requests[REQ_N];
     _Atomic uint64_t stage_next; /* the writing side's: next number of a staging file */
     _Atomic uint8_t chunk_class[];
@@ -114,6 +115,9 @@ struct share {
     uint32_t free[8];         /* by class: a list through the entries' first word after kind; rebuilt by each worker */
     uint32_t next[8], end[8]; /* by class: never used entries of the newest chunk */
     uint32_t dir_hint;
+    /* An entry is about to be freed; under the lock. */
+    void (*freed)(void *ctx, struct inode *n);
+    void *freed_ctx;
 };
 
 /* Take over the memory, empty or another worker's. 0 or -errno. */

@@ -43,6 +43,7 @@ struct view {
     bool read_only;
     uid_t uid; /* whom the store belongs to */
     gid_t gid;
+    mode_t dir_mode;   /* of the store's directory: who may read the store may read the view */
     int64_t born_ns;   /* of the store: time of versions that the log has forgotten */
     uint64_t open_gen; /* generation when the worker started: nothing older has a lease of ours */
 
@@ -54,13 +55,13 @@ struct view {
 
     pthread_mutex_t files_lock; /* the table of open files: read.c */
     struct file **files;
-    size_t n_files, cap_files;
+    size_t n_files;
 
     pthread_mutex_t dirs_lock;
     struct listing *listings[SHARE_DIRS]; /* by handle, of this worker: dir.c */
 
     pthread_mutex_t keeper_lock;
-    pthread_cond_t keeper_wake;
+    pthread_cond_t keeper_cond;
     pthread_t keeper;
     bool keeper_on, stopping, lease_now;
 };
@@ -92,7 +93,9 @@ struct record {
     uint32_t tail_len;
     pgs_view *view; /* what tail is in, if not in the snapshot */
 };
-enum { REC_MODE = 1, REC_MTIME = 2, REC_HEADER = 4, REC_LINK = 8, REC_DIR = 16 };
+enum { REC_MODE = 1, REC_MTIME = 2, REC_HEADER = 4, REC_LINK = 8, REC_DIR = 16, REC_NEXT = 32 };
+/* REC_NEXT: the object is the one that was made in the record's own commit, whose number nobody knew yet. Numbers are given in the order of keys, and NUL comes first: so it
+ * is the record's plus one, and the version is the record's. record_decode resolves that: object, version and flags are as if they had been written. */
 /* *out has id 0 when there is none. 0 or -errno. The tail is valid until record_release and while the snapshot is. */
 int record_get(pgs_snapshot *sn, const char *path, size_t len, struct record *out);
 int record_decode(pgs_snapshot *sn, const struct pgs_object *obj, struct record *out);
@@ -144,8 +147,10 @@ int inode_snapshot(struct view *v, struct inode *n, pgs_snapshot **sn, struct fo
 void read_open(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file_info *fi);
 void read_read(struct view *v, fuse_req_t req, struct inode *n, size_t size, off_t off);
 void read_release(struct view *v, struct inode *n);
-int keeper_start(struct view *v); /* leases, every 30 s and at once for what was opened */
+void read_forgotten(struct view *v, struct inode *n); /* the kernel has it no more */
+int keeper_start(struct view *v);                     /* leases, every 30 s and at once for what was opened */
 void keeper_stop(struct view *v);
+void keeper_wake(struct view *v); /* something was opened */
 void files_close(struct view *v);
 
 /* --- dir.c, xattr.c, info.c: one function for a request ---------------------------------------------------------------------- */
@@ -183,9 +188,28 @@ struct view_writer {
     void (*stage_read)(struct view *v, fuse_req_t req, struct inode *n, size_t size, off_t off,
                        struct fuse_file_info *fi);
     void (*stage_release)(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file_info *fi);
-    void (*forgotten)(struct view *v,
-                      uint64_t ino); /* a staging inode's last lookup is gone: it may go if it has no more use */
+    /* A staging inode's last lookup is gone and its entry will be free; under the table's lock. While the writing side needs the entry it holds a lookup of its own. */
+    void (*forgotten)(struct view *v, struct inode *n);
 };
 extern const struct view_writer *const view_writer_part __attribute__((weak)); /* absent: reading only */
+/* The requests that only the writing side has, for view_program.ops (write.c, names.c); absent: ENOSYS. setattr, fsync and flush are for every inode. */
+#define WRITE_OP __attribute__((weak))
+WRITE_OP void write_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+WRITE_OP void write_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+WRITE_OP void write_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+WRITE_OP void write_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+WRITE_OP void write_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+WRITE_OP void write_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+                           const char *newname, unsigned flags);
+WRITE_OP void write_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+WRITE_OP void write_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+WRITE_OP void write_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+WRITE_OP void write_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t off,
+                              struct fuse_file_info *fi);
+WRITE_OP void write_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+WRITE_OP void write_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+WRITE_OP void write_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+WRITE_OP void write_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                              struct fuse_file_info *fi);
 
 #endif
