@@ -16,12 +16,14 @@
 #define CHUNK ((size_t)1 << 20)
 #define N_CLASSES 5u
 
+#define PATH_ROOM 1028u /* the longest path */
+
 static const uint32_t class_size[N_CLASSES] = {128, 192, 320, 576, 1216};
 const char *const share_request_names[REQ_N] = {"lookup",     "forget",   "getattr", "setattr", "open",    "read",
                                                 "write",      "flush",    "release", "fsync",   "opendir", "readdir",
                                                 "releasedir", "readlink", "statfs",  "xattr",   "name"};
 
-_Static_assert(sizeof(struct inode) + 1028 <= 1216, "the longest path fits the largest class");
+_Static_assert(sizeof(struct inode) + PATH_ROOM <= 1216, "the longest path fits the largest class");
 _Static_assert(sizeof(struct share_head) + 16384 <= DIRS_OFF, "classes of all chunks fit");
 _Static_assert(DIRS_OFF + SHARE_DIRS * sizeof(struct share_dir) <= SHARE_STAGE_OFF, "directory handles fit");
 
@@ -203,7 +205,9 @@ struct inode *inode_find(struct share *s, const struct inode_id *id)
 static struct inode *make_locked(struct share *s, const struct inode_id *id, uint32_t hash,
                                  const struct inode_fill *fill)
 {
-    struct inode *n = index_grow(s) ? take_entry(s, id->path_len) : NULL;
+    /* A directory under head may get any other path, and the kernel goes on using its number (inode_rename). */
+    bool movable = id->kind == INODE_DIR && id->scope == SCOPE_HEAD && id->path_len;
+    struct inode *n = index_grow(s) ? take_entry(s, movable ? PATH_ROOM : id->path_len) : NULL;
     if (!n) return NULL;
     n->hash = hash;
     n->generation++;
@@ -219,6 +223,7 @@ static struct inode *make_locked(struct share *s, const struct inode_id *id, uin
     atomic_store(&n->size, fill->size);
     atomic_store(&n->mtime_ns, fill->mtime_ns);
     atomic_store(&n->gen, 0);
+    atomic_store(&n->asked_ns, 0);
     atomic_store(&n->mode, fill->mode);
     atomic_store(&n->open, 0);
     memcpy(n->path, id->path, id->path_len);

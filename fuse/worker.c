@@ -222,7 +222,8 @@ static void *serve(void *arg)
     void *buffer = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ssize_t n = buffer == MAP_FAILED ? -1 : 0;
     /* Without writes no request is longer than two names. */
-    if (n == 0) madvise(buffer, program->ops.write ? BUFFER : 16384, MADV_POPULATE_WRITE);
+    bool writes = program->ops.write || program->ops.write_buf;
+    if (n == 0) madvise(buffer, writes ? BUFFER : 16384, MADV_POPULATE_WRITE);
     atomic_fetch_add(&n_idle, 1);
     while (n >= 0) {
         n = receive(buffer);
