@@ -10,12 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "fuse/mount.h"
 #include "fuse/server.h"
-
-#pragma weak view_program
-#pragma weak pager_program
 
 static const char usage[] = "usage: pagestone-fuse --view STORE DIR [--read-only] [--allow-other] [--foreground]\n"
                             "       pagestone-fuse --umount DIR [--lazy | --force]\n"
@@ -128,19 +127,40 @@ static bool option(struct arguments *a, int o)
     }
 }
 
+/* The library's pager is started from any program, whatever that left open, and is nobody's child: the first process ends, so that the host program has nothing to wait for. */
+static void leave_host(const struct server_options *o)
+{
+    if (o->ready_fd < 0) return;
+    for (int fd = 5; fd < 1024; fd++)
+        if (fd != o->ready_fd && fd != o->hold_fd) close(fd);
+#ifdef SYS_close_range
+    syscall(SYS_close_range, 1024u, ~0u, 0u);
+#endif
+    if (fork() > 0) _exit(0);
+}
+
+/* What is opened later must not become one of the three. */
+static void fill_standard(void)
+{
+    int fd;
+    do fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd < 3);
+    if (fd >= 0) close(fd);
+}
+
 /* --- what it does --------------------------------------------------------------------------------------------------------------------- */
 static int serve(struct arguments *a, const char *store, const char *dir)
 {
     static char absolute[PATH_MAX], resolved[PATH_MAX];
     char why[500];
     const struct worker_program *program = a->action == VIEW ? &view_program : &pager_program;
-    if (!program) return complain("it was built without this program");
     if (mount_resolve(dir, resolved, why, sizeof why)) return complain(why);
     /* The server changes to /. What is no path is a handle, which only the pager is given. */
     if (!realpath(store, absolute)) snprintf(absolute, sizeof absolute, "%s", store);
     a->server.store = absolute;
     a->server.mountpoint = resolved;
     a->server.fsname = absolute;
+    leave_host(&a->server);
     return server_main(program, &a->server);
 }
 
@@ -187,6 +207,7 @@ static int can_mount(void)
 
 int main(int argc, char **argv)
 {
+    fill_standard();
     struct arguments a = {.server = {.ready_fd = -1, .hold_fd = -1}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == O_HELP) return fputs(usage, stdout) < 0;

@@ -43,7 +43,7 @@
 #include "fuse/keep.h"
 #include "fuse/mount.h"
 
-#define CRASHES_MAX 5u /* in CRASHES_NS: the worker's own fault */
+#define CRASHES_MAX 5u  /* in CRASHES_NS: the worker's own fault */
 #define DEATHS_MAX 200u /* in CRASHES_NS: whoever kills it, the out-of-memory killer perhaps, will not stop */
 #define CRASHES_NS UINT64_C(10000000000)
 #define ENDING_NS UINT64_C(60000000000)
@@ -326,7 +326,7 @@ static int loop(void)
     int rc = start_worker(false);
     if (rc) return fail_start("cannot start a worker");
     for (rc = RUN_ON; rc == RUN_ON;) {
-        struct pollfd p[3] = {{sup.signals, POLLIN, 0}, {sup.keeper, POLLIN, 0}, {sup.hold_fd, 0, 0}};
+        struct pollfd p[3] = {{sup.signals, POLLIN, 0}, {sup.keeper, POLLIN, 0}, {sup.hold_fd, POLLIN | POLLRDHUP, 0}};
         if (poll(p, 3, patience()) < 0 && errno != EINTR) return fail_start(strerror(errno));
         on_time();
         if (p[1].revents & POLLIN) { /* before a death is looked at: it may say why */
@@ -342,10 +342,10 @@ static int loop(void)
         else if (p[1].revents)
             usleep(1000); /* its end closed: the signal comes */
         if (rc == RUN_ON && p[2].revents) {
-            close(sup.hold_fd);
-            sup.hold_fd = -1;
             if (sup.device < 0) return fail_start("nobody waits for it any more");
             lose_name(true);
+            close(sup.hold_fd); /* tells the starter that it is done */
+            sup.hold_fd = -1;
         }
     }
     return rc;

@@ -134,6 +134,7 @@ uint64_t pgs__control_layout(void)
         FIELD(pgs__slot, command),
         FIELD(pgs__slot, fds),
         FIELD(pgs__slot, n_family),
+        FIELD(pgs__slot, image),
         FIELD(pgs__slot, family_meta),
         sizeof(struct pgs__robust),
         FIELD(pgs__robust, m),

@@ -40,6 +40,7 @@
 #define PGS__LOCK_READ(gen) ((1ull << 61) + (gen)) /* shared: a reader without write permission pins gen */
 #define PGS__LOCK_READER                                                                                               \
     PGS__LOCK_READ(0) /* shared: a reader without write permission lives; no generation is numbered 0 */
+#define PGS__PAGER_LOCK (1ull << 59)               /* exclusive: is starting a pager (txn/pager.c) */
 #define PGS__LOCK_META(gen) ((1ull << 60) + (gen)) /* shared: … reads meta data of gen or later */
 
 /* A copy of one generation's root. Cell gen & 3 holds gen; rewritten three commits later at the earliest. */
@@ -122,7 +123,8 @@ struct pgs__slot {
     _Atomic uint64_t fds;
     /* Processes beyond the first that share this slot, because a fork could not get another one. */
     _Atomic uint32_t n_family;
-    uint32_t pad0;
+    /* Descriptor + 1 of the image of the store's cold data (txn/pager.c), for /proc/<pid>/fd; 0: none. */
+    _Atomic uint32_t image;
     _Atomic uint64_t family_meta[PGS__SLOT_FAMILY]; /* meta_pin of those; the last one serves all the rest */
     uint8_t pad1[512 - 32 - 8 * PGS__PINS_INLINE - 16 - 96 - 16 - 8 * PGS__SLOT_FAMILY];
 };

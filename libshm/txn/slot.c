@@ -118,6 +118,7 @@ static int clean_locked(struct pgs__session *s, uint32_t i)
     atomic_store(&slot->meta_pin, 0);
     atomic_store(&slot->n_pins, 0);
     atomic_store(&slot->fds, 0);
+    atomic_store(&slot->image, 0);
     atomic_store(&slot->pid, 0);
     atomic_store(&slot->tag, 0); /* last: a sweeper that dies before leaves a dead slot */
     return 0;
@@ -197,6 +198,7 @@ int pgs__slot_claim(struct pgs__session *s, bool dont_fork, uint32_t flags, stru
     else
         pgs__slot_name(p->command);
     atomic_store(&p->flags, flags);
+    atomic_store(&p->image, 0);
     atomic_store(&p->fds, s->pf.anonymous ? (uint64_t)(uint32_t)s->pf.fd | (uint64_t)(uint32_t)s->ctl.fd << 32 : 0);
     atomic_store(&p->pid, (uint64_t)getpid());
     *slot = i;
