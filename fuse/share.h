@@ -51,7 +51,7 @@ struct inode_id {
     size_t path_len;
 };
 
-struct inode {             /* 96 bytes and the path */
+struct inode {             /* 104 bytes and the path */
     _Atomic uint32_t kind; /* enum inode_kind; see I1 */
     uint32_t hash;
     uint32_t generation; /* raised whenever the number gets another meaning */
@@ -64,6 +64,7 @@ struct inode {             /* 96 bytes and the path */
     _Atomic uint64_t size;       /* of the file; immutable but for STAGE */
     _Atomic int64_t mtime_ns;    /* the same */
     _Atomic uint64_t gen;        /* FILE that is open: a generation that has it, leased */
+    _Atomic uint64_t asked_ns;   /* FILE of head: when a LOOKUP last gave it; 0: since then a listing did */
     _Atomic uint32_t mode, open; /* permission bits; open files */
     char path[];
 };
