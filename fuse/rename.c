@@ -238,6 +238,7 @@ static int rename_written(struct view *v, struct stage *ga, struct renaming *r)
     } else { /* published: the object moves, and the open file goes on from it */
         rc = rename_committed(v, r, &version);
         if (rc == 0 && r->converted) ga->base_id = 0, ga->base_version = version;
+        if (rc == -ENOENT && server_resent()) rc = 0;
     }
     if (rc) return rc;
     stage_set_path(v->writing, ga, r->b.path, r->b.len);
@@ -258,6 +259,7 @@ static int rename_one(struct view *v, struct renaming *r)
         bool written = ga && ga->path_len == r->a.len && !memcmp(ga->path, r->a.path, r->a.len);
         rc = written ? rename_written(v, ga, r) : rename_committed(v, r, NULL);
     }
+    if (rc == -ENOENT && server_resent()) rc = 0; /* done by the worker that died */
     if (rc == 0 && gb) stage_set_path(w, gb, "", 0);
     if (second) stage_unlock(w, second);
     if (first) stage_unlock(w, first);
@@ -352,11 +354,11 @@ void write_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
             rc = -ENOTEMPTY;
         else
             rc = rename_one(v, &r);
+        if (rc == 0 && !dir && server_resent()) dir = is_committed_dir(v, &r.b); /* it may have died before this: */
         if (rc == 0 && dir) {
             move_stages(v, &r);
             move_inodes(v, &r);
         }
     }
-    if (rc == -ENOENT && server_resent()) rc = 0; /* done by the worker that died */
     fuse_reply_err(req, -rc);
 }

@@ -37,7 +37,13 @@ class Mount:
         ps.open(self.store, "w", **options).close()
         self.point = self.dir / "mnt"
         self.point.mkdir()
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
+
+    timer = None
 
     def start(self):
         self.log = (self.dir / "log").open("ab")
@@ -61,7 +67,8 @@ class Mount:
         return (self.dir / "log").read_text(errors="replace")
 
     def stop(self):
-        self.timer.cancel()
+        if self.timer:
+            self.timer.cancel()
         if subprocess.run(["umount", self.point], capture_output=True, timeout=60).returncode:
             subprocess.run(["umount", "-l", self.point], capture_output=True, timeout=60)
         try:
@@ -314,6 +321,20 @@ def test_a_sparse_array_takes_few_pages(m):
     with m.open() as s:
         eventually(lambda: "x" in s, 60)
         assert s["x"][12345] == 1 and s.stat().live < 1 << 24
+
+
+def test_every_file_is_one_transaction(m):
+    src = m.dir / "src"
+    src.mkdir()
+    for i in range(10):
+        np.save(src / f"x{i}.npy", np.arange(i))
+        (src / f"t{i}").write_text(str(i))
+    before = m.versions()
+    sh(f"cp {src}/* {m.head}")
+    with m.open() as s:
+        assert s.version == before + 20
+        changed = [c.keys for c in s.log() if c.version > before]
+    assert sorted(changed) == sorted([(f"x{i}",) for i in range(10)] + [(f"t{i}",) for i in range(10)])
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------------
