@@ -13,7 +13,7 @@ Q := $(if $(V),,@)
 comma := ,
 LAYERS ?= platform pages tree extents catalog txn tasks sync api
 LIB_SRC := $(sort $(wildcard $(LAYERS:%=libshm/%/*.c)))
-UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/mp/test_*.c tests/crash/test_*.c))
+UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/mp/test_*.c tests/crash/test_*.c tests/fuse/test_*.c))
 
 VENV ?= .venv
 PY = $(VENV)/bin/python
@@ -88,6 +88,9 @@ $(B)/third_party/zstd.o: third_party/zstd/zstd.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=gnu11 -fPIC -fvisibility=hidden -DZSTDLIB_VISIBLE= -DZSTDLIB_STATIC_API= -DZDICTLIB_VISIBLE= -DZDICTLIB_STATIC_API= -DZSTDERRORLIB_VISIBLE= -w -O2 -c $< -o $@
 
+# What of the file-system view works without libfuse.
+FUSE_PARTS := text literal npy pkl plain_pkl share scope
+
 # --- unit tests ---------------------------------------------------------------------------------------------------------
 define runner
 $(B)/$(1)/test_%: $(B)/$(2)/tests/unit/test_%.o $(B)/$(2)/libpagestone.a
@@ -97,6 +100,9 @@ $(B)/$(1)/test_%: $(B)/$(2)/tests/mp/test_%.o $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
 	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
 $(B)/$(1)/test_%: $(B)/$(2)/tests/crash/test_%.o $(B)/$(2)/libpagestone.a
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
+$(B)/$(1)/test_%: $(B)/$(2)/tests/fuse/test_%.o $(FUSE_PARTS:%=$(B)/$(2)/fuse/%.o) $(B)/$(2)/libpagestone.a
 	@mkdir -p $$(@D)
 	$$(Q)$$(CC) -pthread $(3) $$^ -o $$@
 endef

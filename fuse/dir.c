@@ -4,7 +4,7 @@
  * A directory handle keeps a snapshot and walks its keys: one step for each file, one seek to skip a group, however much lies below it. Then come symlinks, which are attribute records
  * without an object, then staging files. Offsets count entries; a handle whose walk is elsewhere (rewinddir, a new worker) starts again and skips.
  *
- * READDIRPLUS gives inodes only where names are valid for ever: under head the kernel would ask for each name again anyhow.
+ * READDIRPLUS gives inodes along: those of versions are valid for ever, those of head for a moment, so that ls -l need not ask for each name again.
  */
 #define _GNU_SOURCE
 #include "fuse/view.h"
@@ -408,13 +408,14 @@ static void item_stat(struct view *v, struct listing *l, struct stat *st)
     st->st_ino = inode_public_number(&id);
 }
 
-/* The inode of an item whose name is valid for ever. NULL: none (the kernel will look it up). */
+/* The inode of an item. NULL: none, the kernel will look it up: under head what a listing of an older version has may be there no more. */
 static struct inode *item_inode(struct view *v, struct listing *l)
 {
     char path[VIEW_PATH_MAX];
     size_t len;
-    if (!l->dir || atomic_load(&l->dir->kind) != INODE_DIR || l->dir->scope == SCOPE_HEAD || l->next < 2) return NULL;
-    if (l->item.kind == INODE_FREE || path_join(l->dir, l->item.name, path, &len)) return NULL;
+    if (!l->dir || atomic_load(&l->dir->kind) != INODE_DIR || l->next < 2) return NULL;
+    if (l->dir->scope == SCOPE_HEAD && pgs_store_version(v->store) != pgs_snapshot_version(l->sn)) return NULL;
+    if (l->item.kind == INODE_FREE || l->item.stage || path_join(l->dir, l->item.name, path, &len)) return NULL;
     if (l->item.kind == INODE_DIR) return inode_of_dir(v, l->dir->scope, path, len);
     struct found f = l->item.found;
     f.kind = l->item.kind;
@@ -426,6 +427,7 @@ static struct inode *item_inode(struct view *v, struct listing *l)
     }
     struct inode *n = inode_of(v, l->sn, l->dir->scope, path, len, &f);
     record_release(&own);
+    if (n) atomic_store(&n->asked_ns, 0);
     return n;
 }
 
@@ -444,7 +446,9 @@ static size_t put_item(struct view *v, struct listing *l, fuse_req_t req, char *
     if (n) {
         inode_entry(v, n, &e);
         if (atomic_load(&n->kind) == INODE_DIR) dir_stat(v, n, &e.attr);
-        e.entry_timeout = FOREVER;
+        e.entry_timeout = l->dir->scope != SCOPE_HEAD          ? FOREVER
+                          : atomic_load(&n->kind) == INODE_DIR ? DIR_SECONDS
+                                                               : LISTED_SECONDS;
     } else
         item_stat(v, l, &e.attr);
     return fuse_add_direntry_plus(req, buf, room, l->item.name, &e, l->next + 1);

@@ -228,10 +228,8 @@ void info_statfs(struct view *v, fuse_req_t req)
     memset(&st, 0, sizeof st);
     st.f_bsize = st.f_frsize = 4096;
     st.f_namemax = 254; /* 250 bytes of a key and ".npy" */
-    uint64_t used = (s.file_size - (s.free < s.file_size ? s.free : s.file_size)) / 4096,
-             unit = fs.f_frsize ? fs.f_frsize : 4096;
-    uint64_t room =
-        (uint64_t)fs.f_bavail * unit / 4096 + s.free / 4096; /* pages that are free in the file have their place */
+    uint64_t used = (s.live + s.history + s.pinned + s.meta) / 4096, unit = fs.f_frsize ? fs.f_frsize : 4096;
+    uint64_t room = fs.f_bavail * unit / 4096 + s.free / 4096; /* free pages of the file mostly have their place */
     st.f_blocks = s.quota ? s.quota / 4096 : used + room;
     uint64_t left = st.f_blocks > used ? st.f_blocks - used : 0;
     st.f_bfree = st.f_bavail = left < room ? left : room;

@@ -224,7 +224,9 @@ double attr_timeout(const struct inode *n)
     case INODE_LINK:
         return FOREVER;
     case INODE_DIR:
-        return n->scope == SCOPE_HEAD ? 0 : FOREVER;
+        return n->scope == SCOPE_HEAD ? DIR_SECONDS : FOREVER;
+    case INODE_META:
+        return n->a ? 0 : DIR_SECONDS;
     default:
         return 0;
     }

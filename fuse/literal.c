@@ -47,7 +47,7 @@ static void put_code_point(struct text *t, uint32_t c)
     size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     if (n == 1) b[0] = (unsigned char)c;
     for (size_t i = n; n > 1 && i-- > 0; c >>= 6)
-        b[i] = i ? (unsigned char)(0x80 | (c & 0x3f)) : (unsigned char)((0xf00u >> n) | c);
+        b[i] = (unsigned char)(i ? 0x80 | (c & 0x3f) : ((0xf00u >> n) & 0xff) | c);
     text_put(t, b, n);
 }
 

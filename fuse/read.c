@@ -227,6 +227,27 @@ int inode_snapshot(struct view *v, struct inode *n, pgs_snapshot **sn, struct fo
     return try_others(v, n, sn, f);
 }
 
+uint64_t now_monotonic_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Must the kernel ask for the name again? If the name was valid without asking, and head has something else by now. What a LOOKUP has just given is opened, though
+ * commits may be faster than any number of LOOKUPs. */
+static bool outdated(struct view *v, struct inode *n)
+{
+    pgs_snapshot *s;
+    struct found f;
+    if (n->scope != SCOPE_HEAD || now_monotonic_ns() - atomic_load(&n->asked_ns) < 1000000000u) return false;
+    if (pgs_snapshot_head(v->store, &s, NULL)) return false;
+    if (!has_revision(n, s, &s, &f)) return true;
+    found_release(&f);
+    pgs_snapshot_unref(s);
+    return false;
+}
+
 /* --- the table ------------------------------------------------------------------------------------------------------------------------ */
 
 struct file {
@@ -347,7 +368,7 @@ void read_open(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file
             v->writer->open(v, req, n, fi);
         return;
     }
-    int rc = file_get(v, n, &f);
+    int rc = outdated(v, n) ? -ESTALE : file_get(v, n, &f);
     if (rc) {
         fuse_reply_err(req, -rc);
         return;

@@ -26,8 +26,8 @@ static void reply_inode(struct view *v, fuse_req_t req, struct inode *n, double 
 {
     struct fuse_entry_param e;
     inode_entry(v, n, &e);
-    e.entry_timeout = timeout;
     uint32_t kind = atomic_load(&n->kind);
+    e.entry_timeout = timeout == 0 && kind == INODE_DIR && n->scope == SCOPE_HEAD ? DIR_SECONDS : timeout;
     int rc = kind == INODE_DIR || kind == INODE_META ? dir_stat(v, n, &e.attr) : 0;
     if (rc) {
         inode_forget(&v->share, e.ino, 1);
@@ -48,7 +48,9 @@ static int lookup_root(struct view *v, const char *name, struct inode **out, dou
     else if (*name == '@') {
         int rc = scope_parse(v, name + 1, strlen(name + 1), &version);
         if (rc) return rc;
-        *timeout = 0; /* versions go, tags change */
+        *timeout = name[1] >= '0' && name[1] <= '9' && !strchr(name, ':') && !strchr(name + 1, '-')
+                       ? DIR_SECONDS
+                       : 0; /* the others may soon mean another version */
         *out = inode_of_dir(v, version, "", 0);
     } else
         return -ENOENT;
@@ -73,6 +75,7 @@ static int lookup_in_dir(struct view *v, struct inode *dir, const char *name, st
     if (rc == 0) {
         *out = f.kind == INODE_FREE ? NULL : inode_of(v, sn, dir->scope, path, len, &f);
         rc = *out ? 0 : f.kind == INODE_FREE ? -ENOENT : -ENOMEM;
+        if (*out) atomic_store(&(*out)->asked_ns, now_monotonic_ns());
         found_release(&f);
     }
     pgs_snapshot_unref(sn);
@@ -150,7 +153,7 @@ static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     if (rc)
         fuse_reply_err(req, -rc);
     else
-        fuse_reply_attr(req, &st, n ? attr_timeout(n) : 0);
+        fuse_reply_attr(req, &st, n ? attr_timeout(n) : DIR_SECONDS);
 }
 
 static void do_readlink(fuse_req_t req, fuse_ino_t ino)

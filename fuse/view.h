@@ -27,6 +27,10 @@
 #include "fuse/share.h"
 #include "libshm/include/pagestone.h"
 
+/* A directory's inode stands for its path, so that nothing below it is stale when its name or attributes are; without this each stat(2) would ask for every directory on the way. */
+#define DIR_SECONDS 1.0
+/* Names under head that a listing gives along with their inodes: ls -l asks for each right away. open(2) never believes them (asked_ns). */
+#define LISTED_SECONDS 0.1
 #define FOREVER 1e9                       /* seconds */
 #define VIEW_PATH_MAX (PGS_MAX_KEY + 4)   /* with ".npy" */
 #define RECORD_PATH_MAX (PGS_MAX_KEY - 2) /* longer ones have no attribute record */
@@ -148,7 +152,8 @@ void read_open(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file
 void read_read(struct view *v, fuse_req_t req, struct inode *n, size_t size, off_t off);
 void read_release(struct view *v, struct inode *n);
 void read_forgotten(struct view *v, struct inode *n); /* the kernel has it no more */
-int keeper_start(struct view *v);                     /* leases, every 30 s and at once for what was opened */
+uint64_t now_monotonic_ns(void);
+int keeper_start(struct view *v); /* leases, every 30 s and at once for what was opened */
 void keeper_stop(struct view *v);
 void keeper_wake(struct view *v); /* something was opened */
 void files_close(struct view *v);
