@@ -43,7 +43,7 @@ class Mount:
             self.remove()
             raise
 
-    timer = None
+    timer = proc = None
 
     def start(self):
         self.log = (self.dir / "log").open("ab")
@@ -71,6 +71,8 @@ class Mount:
             self.timer.cancel()
         if subprocess.run(["umount", self.point], capture_output=True, timeout=60).returncode:
             subprocess.run(["umount", "-l", self.point], capture_output=True, timeout=60)
+        if not self.proc:
+            return
         try:
             self.proc.wait(30)
         except subprocess.TimeoutExpired:
