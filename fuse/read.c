@@ -255,6 +255,7 @@ struct file {
     struct inode *n;
     struct content *c;
     unsigned users; /* requests at work on it */
+    bool dead;      /* not in the table: the inode is forgotten, and its number may be another one's by now */
 };
 
 static struct file **bucket(struct view *v, const struct inode *n)
@@ -321,27 +322,53 @@ static int file_get(struct view *v, struct inode *n, struct file **out)
     return f ? 0 : -ENOMEM;
 }
 
-/* Close it if nobody needs it. `force`: the inode is forgotten. */
-static void file_drop(struct view *v, struct inode *n, unsigned users, bool force)
+static void close_one(struct inode *n)
 {
-    struct file *gone = NULL;
+    uint32_t open = atomic_load(&n->open);
+    while (open && !atomic_compare_exchange_weak(&n->open, &open, open - 1)) {
+    }
+}
+
+/* Under the lock. */
+static void unlink_file(struct view *v, struct file *f)
+{
+    struct file **at = bucket(v, f->n);
+    while (*at != f) at = &(*at)->next;
+    *at = f->next;
+    v->n_files--;
+    f->dead = true;
+}
+
+static void file_free(struct file *f)
+{
+    if (!f) return;
+    content_close(f->c);
+    free(f);
+}
+
+/* One user less; `not_opened`: the open that it counted was not. After its reply a request must not look at the inode any more: the kernel may have closed and forgotten it. */
+static void file_put(struct view *v, struct file *f, bool not_opened)
+{
+    pthread_mutex_lock(&v->files_lock);
+    if (not_opened && !f->dead) close_one(f->n);
+    bool last = --f->users == 0;
+    if (last && !f->dead && atomic_load(&f->n->open) == 0) unlink_file(v, f);
+    bool gone = last && f->dead;
+    pthread_mutex_unlock(&v->files_lock);
+    if (gone) file_free(f);
+}
+
+/* Nobody has the inode open, or (`forgotten`) nobody has it at all. */
+static void file_end(struct view *v, struct inode *n, bool forgotten)
+{
     pthread_mutex_lock(&v->files_lock);
     struct file *f = find_locked(v, n);
-    if (f) {
-        f->users -= users;
-        if (f->users == 0 && (force || atomic_load(&n->open) == 0)) {
-            struct file **at = bucket(v, n);
-            while (*at != f) at = &(*at)->next;
-            *at = f->next;
-            gone = f;
-            v->n_files--;
-        }
-    }
-    if ((gone || !f) && atomic_load(&n->open) == 0) atomic_store(&n->gen, 0);
+    bool idle = f && f->users == 0;
+    if (f && (forgotten || (idle && atomic_load(&n->open) == 0))) unlink_file(v, f);
+    if (atomic_load(&n->open) == 0) atomic_store(&n->gen, 0);
+    bool gone = idle && f->dead;
     pthread_mutex_unlock(&v->files_lock);
-    if (!gone) return;
-    content_close(gone->c);
-    free(gone);
+    if (gone) file_free(f);
 }
 
 void files_close(struct view *v)
@@ -349,8 +376,7 @@ void files_close(struct view *v)
     for (size_t i = 0; v->files && i < N_BUCKETS; i++)
         for (struct file *f = v->files[i], *next; f; f = next) {
             next = f->next;
-            content_close(f->c);
-            free(f);
+            file_free(f);
         }
     free(v->files);
     v->files = NULL;
@@ -376,8 +402,8 @@ void read_open(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file
     if (!server_resent()) atomic_fetch_add(&n->open, 1);
     fi->keep_cache = 1; /* the inode never changes */
     fi->fh = 0;
-    if (fuse_reply_open(req, fi) != 0 && atomic_load(&n->open)) atomic_fetch_sub(&n->open, 1); /* interrupted */
-    file_drop(v, n, 1, false);
+    bool taken = fuse_reply_open(req, fi) == 0;
+    file_put(v, f, !taken); /* interrupted: no RELEASE will come */
     keeper_wake(v);
 }
 
@@ -434,21 +460,19 @@ void read_read(struct view *v, fuse_req_t req, struct inode *n, size_t size, off
         fuse_reply_err(req, EIO);
     else
         fuse_reply_iov(req, iov, n_pieces);
-    file_drop(v, n, 1, false);
+    file_put(v, f, false);
 }
 
 void read_release(struct view *v, struct inode *n)
 {
-    uint32_t open = atomic_load(&n->open);
-    while (open && !atomic_compare_exchange_weak(&n->open, &open, open - 1)) {
-    }
-    file_drop(v, n, 0, false);
+    close_one(n);
+    file_end(v, n, false);
 }
 
 void read_forgotten(struct view *v, struct inode *n)
 {
     atomic_store(&n->open, 0);
-    file_drop(v, n, 0, true);
+    file_end(v, n, true);
 }
 
 /* --- the keeper --------------------------------------------------------------------------------------------------------------------------- */
@@ -522,7 +546,7 @@ static void reopen_files(struct view *v)
     for (size_t i = 0; i < open.n; i++) {
         struct file *f;
         struct inode *n = (struct inode *)(uintptr_t)open.p[i];
-        if (file_get(v, n, &f) == 0) file_drop(v, n, 1, false);
+        if (file_get(v, n, &f) == 0) file_put(v, f, false);
         inode_forget(&v->share, inode_number(&v->share, n), 1);
     }
     free(open.p);
