@@ -52,7 +52,7 @@ struct stage {              /* in SHARE_STAGE */
     _Atomic uint64_t counts;                       /* 16 bits each, so that two change at once: see below */
     _Atomic uint32_t opening_left, releasing_left; /* as many resent requests were counted by the worker that died */
     uint32_t mode;
-    int64_t mtime_ns, pending_until_ns, shown_ns; /* the last: when a look-up found it */
+    _Atomic int64_t mtime_ns, pending_until_ns, shown_ns; /* the last: when a look-up found it */
     uint64_t base_id, base_version;   /* of the committed bytes it goes on from; version 0: of none. id 0: not known */
     uint64_t changes, failed;         /* counts changes; the count at the last failure to publish */
     uint64_t commit_pid, commit_from; /* a commit is under way, by this process, from this version on; pid 0: none is */
