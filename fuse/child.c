@@ -49,6 +49,17 @@ static void default_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+static void no_standard(void)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd < 3; fd++) {
+        if (null >= 0)
+            dup2(null, fd);
+        else
+            close(fd);
+    }
+}
+
 int child_ask(int (*f)(void *arg), void *arg, int timeout_ms)
 {
     int p[2];
@@ -61,6 +72,7 @@ int child_ask(int (*f)(void *arg), void *arg, int timeout_ms)
     }
     if (pid == 0) {
         default_signals();
+        no_standard(); /* who reads our output must not wait for this process */
         unsigned char answer = (unsigned char)f(arg);
         _exit(write(p[1], &answer, 1) == 1 ? 0 : 1);
     }

@@ -130,7 +130,7 @@ static bool option(struct arguments *a, int o)
 /* The library's pager is started from any program, whatever that left open, and is nobody's child: the first process ends, so that the host program has nothing to wait for. */
 static void leave_host(const struct server_options *o)
 {
-    if (o->ready_fd < 0) return;
+    if (o->ready_fd < 0 || o->foreground) return;
     for (int fd = 5; fd < 1024; fd++)
         if (fd != o->ready_fd && fd != o->hold_fd) close(fd);
 #ifdef SYS_close_range

@@ -78,7 +78,9 @@ def suites(unit: Path, only: str, second: bool, testing_module: Path | None) -> 
     c = sorted(p for p in unit.glob("test_*") if os.access(p, os.X_OK) and not p.suffix)
     scripts = sorted((ROOT / "tests").glob("*/*.test.sh"))
     py = sorted(
-        p for folder in ("py", "isolated", "typing", "crash", "mp") for p in (ROOT / "tests" / folder).glob("test_*.py")
+        p
+        for folder in ("py", "isolated", "typing", "crash", "mp", "fuse")
+        for p in (ROOT / "tests" / folder).glob("test_*.py")
     )
     passes: list[tuple[str, dict[str, str]]] = [("", {"PAGESTONE_TEST_WHEEL": "1"})]  # once: it builds a wheel
     if second:

@@ -31,7 +31,9 @@ class _Commands:
     def __init__(self, sub: Any):
         self._sub = sub
 
-    def __call__(self, name: str, text: str, *, at: bool = False, message: bool = False) -> argparse.ArgumentParser:
+    def __call__(
+        self, name: str, text: str, *, at: bool = False, message: bool = False, store: bool = True
+    ) -> argparse.ArgumentParser:
         p: argparse.ArgumentParser = self._sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         p.set_defaults(command=name)
         p.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -39,7 +41,8 @@ class _Commands:
             p.add_argument("--at", metavar="V", help="of this version (default: the newest)")
         if message:
             p.add_argument("-m", "--message", help="for the log")
-        p.add_argument("store", metavar="STORE", nargs="?" if name == "doctor" else None)
+        if store:
+            p.add_argument("store", metavar="STORE", nargs="?" if name in ("doctor", "mount") else None)
         return p
 
 
@@ -134,6 +137,21 @@ def _upkeep(add: _Commands) -> None:
     p.add_argument("--timeout", type=float, default=10, metavar="S", help="longest wait for each look (default: 10)")
 
 
+def _mounting(add: _Commands) -> None:
+    p = add("mount", "show a store as a file system; without STORE list what is mounted")
+    p.add_argument("dir", metavar="DIR", nargs="?", help="an empty directory")
+    p.add_argument("--foreground", action="store_true", help="stay, and say on stderr what goes wrong")
+    p.add_argument("--read-only", action="store_true", help="nothing can be written through it")
+    p.add_argument("--allow-other", action="store_true", help="for all users, not only this one")
+    p = add("umount", "end that", store=False)
+    p.add_argument("dir", metavar="DIR")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--lazy", action="store_true", help="the name goes now, the rest when nothing there is open any more"
+    )
+    how.add_argument("--force", action="store_true", help="also if its server does not answer: programs get errors")
+
+
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and that of each command."""
     parser = _Parser(
@@ -149,6 +167,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     _writing(add)
     _versions(add)
     _upkeep(add)
+    _mounting(add)
     return parser, dict(sub.choices)
 
 

@@ -317,9 +317,40 @@ def doctor(args: argparse.Namespace) -> int:
     return examine(args.store, args.timeout, args.json)
 
 
+# --- the file-system view ---------------------------------------------------------------------------------------------
+
+
+def mount(args: argparse.Namespace) -> int:
+    from . import _mount
+
+    if args.store is None:
+        found = _mount.mounts()
+        if args.json:
+            emit_json([m._asdict() for m in found])
+        for m in [] if args.json else found:
+            print(f"{safe(m.directory)}  {safe(m.store)}  {safe(m.state)}")
+        return 0
+    if args.dir is None:
+        raise Usage("mount needs a directory, too")
+    how = _mount.mount_here if args.foreground else _mount.mount
+    how(args.store, args.dir, read_only=args.read_only, allow_other=args.allow_other)
+    if args.json:
+        emit_json({"directory": os.path.abspath(args.dir), "store": os.path.abspath(args.store)})
+    return 0
+
+
+def umount(args: argparse.Namespace) -> int:
+    from . import _mount
+
+    _mount.umount(args.dir, lazy=args.lazy, force=args.force)
+    if args.json:
+        emit_json({"directory": os.path.abspath(args.dir)})
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ls": keys.ls, "info": keys.info, "cat": keys.cat, "put": keys.put, "get": keys.get, "rm": keys.rm, "cp": keys.cp_mv,
     "mv": keys.cp_mv, "log": log, "diff": diff, "at": at, "tag": tag, "untag": untag, "revert": revert, "stat": stat_,
     "readers": readers, "check": check, "gc": gc_compact, "compact": gc_compact, "export": export, "import": import_,
-    "doctor": doctor,
+    "doctor": doctor, "mount": mount, "umount": umount,
 }  # fmt: skip

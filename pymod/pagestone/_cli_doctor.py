@@ -169,6 +169,27 @@ def _memory() -> Iterator[Line]:
     )
 
 
+def _fuse() -> Iterator[Line]:
+    from . import _mount
+
+    name = "can mount"
+    try:
+        yield Line(name, "ok", f"yes: stores as file systems, cold data page by page ({_mount.can_mount()})")
+    except _mount.MountError as e:
+        text, _, cure = str(e).partition(": ")
+        yield Line(name, "warn", f"no: {text}; cold data is decompressed when it is opened", cure)
+        return
+    for m in _mount.mounts():
+        text = f"{m.store}, {m.state}"
+        if m.state == "answers":
+            yield Line(f"mount {m.directory}", "ok", text)
+        else:
+            force = " --force" if m.state == "no answer" else ""
+            yield Line(
+                f"mount {m.directory}", "warn", text, f"pagestone umount{force} {m.directory}, then mount it again"
+            )
+
+
 def _works() -> Iterator[Line]:
     import numpy as np
 
@@ -327,7 +348,7 @@ def doctor(store: str | None, timeout: float, as_json: bool) -> int:
     """Print the findings; 1 if something fails."""
     looks: list[tuple[str, Callable[[], Iterator[Line]]]] = [
         ("python", _python), ("kernel", _kernel), ("capabilities", _capabilities), ("/dev/shm", _shm), ("limits", _limits),
-        ("a store in memory", _works),
+        ("file systems", _fuse), ("a store in memory", _works),
     ]  # fmt: skip
     if store is not None:
         path = os.path.abspath(store)
