@@ -210,6 +210,24 @@ int pgs__fresh_reserve(struct pgs__pagefile *pf, struct pgs_run run, bool whole,
     return fail_reserve(rc, run, err);
 }
 
+void *pgs__fresh_window(struct pgs__pagefile *pf, struct pgs_run run)
+{
+    int rc;
+    check_run(pf, run);
+    PGS_BUG_ON((run.page.n | run.n_pages) & CHUNK_MASK);
+    if (!can_collapse(pf) || pgs__pagefile_check_fd(pf, NULL) != 0) return NULL;
+    void *map = map_pages(pf, run.page.n, run.page.n + run.n_pages, &rc);
+    if (map) (void)madvise(map, (size_t)run.n_pages << PGS_PAGE_SHIFT, MADV_DONTFORK); /* as below (I1) */
+    return map;
+}
+
+bool pgs__fresh_ready(struct pgs__pagefile *pf, uint64_t chunk, void *at)
+{
+    struct pgs_run run = {{chunk * PGS_CHUNK_PAGES}, PGS_CHUNK_PAGES};
+    return pgs__pagefile_check_fd(pf, NULL) == 0 && collapse_chunk(pf, run, run.page.n, at) == 0 &&
+           reserve_bytes(pf, chunk * PGS_CHUNK_SIZE, PGS_CHUNK_SIZE) == 0;
+}
+
 /* --- copying ---------------------------------------------------------------------------------------------------- */
 
 struct copy {

@@ -34,6 +34,11 @@ void pgs__fresh_unmap(void *addr, uint64_t n_pages);
  * writing threads): from here on no store through it reaches the file. No allocation: usable in a fork hook's child. */
 int pgs__fresh_make_private(struct pgs__pagefile *pf, struct pgs_run run, void *addr, struct pgs_error *err);
 
+/* For who fills a run of whole chunks bit by bit, from several threads. NULL: not here, or not now; then everything goes through pgs__fresh_copy, and may at any time: both show the same bytes. No child inherits the mapping. pgs__fresh_unmap. */
+void *pgs__fresh_window(struct pgs__pagefile *pf, struct pgs_run run);
+/* Before the first store into a chunk of it, mapped at `at`, none of whose pages is committed. true: it is one huge page, all there. false: don't store. */
+bool pgs__fresh_ready(struct pgs__pagefile *pf, uint64_t chunk, void *at);
+
 /* Copy n_bytes from src into the run, choosing pwrite or a mapping by size and file system; the rest of the last page written is zeroed,
  * pages after it are not touched. If page_xxh != NULL: the checksum of each page as it was copied goes into page_xxh[i], also if another thread changes the source meanwhile. Reserves as needed.
  * -PGS_EFULL: no space, never SIGBUS; the run's bytes are then undefined. */

@@ -595,6 +595,73 @@ TEST(puts_check_whose_descriptor_it_is)
     pgs__pagefile_fini(&pf);
 }
 
+/* Stores through the window and pwrite show the same; what the chunk held stays; no child has it. */
+TEST(a_window_takes_stores_where_a_chunk_is_ready)
+{
+    NEEDS_PROC();
+    if (!pgs__cap(PGS__CAP_COLLAPSE)) SKIP("no MADV_COLLAPSE on this kernel");
+    anonymous(32);
+    struct pgs_run run = {{8 * CHUNK}, 2 * CHUNK};
+    uint8_t *src = source(2 * MIB, 5);
+    CHECK_OK(pgs__fresh_copy(&pf, run_of(9 * CHUNK + 3, 100000), false, src, 100000, NULL, &err));
+    const void *seen = pgs__pages_at(&pf, run.page, CHUNK); /* before counting: may map a segment */
+    long charged = pgs__vm_charged();
+    uint8_t *map = pgs__fresh_window(&pf, run);
+    CHECK(map && !child_has_mapping());
+    for (uint64_t i = 0; i < 2; i++) {
+        if (!pgs__fresh_ready(&pf, 8 + i, map + i * PGS_CHUNK_SIZE)) SKIP("no huge page to be had");
+        CHECK(pgs__fresh_ready(&pf, 8 + i, map + i * PGS_CHUNK_SIZE)); /* again */
+    }
+    memcpy(map, src, 2 * MIB);
+    CHECK(seen && memcmp(seen, src, 2 * MIB) == 0);
+    CHECK(memcmp(map + PGS_CHUNK_SIZE + 3 * PGS_PAGE_SIZE, src, 100000) == 0);
+    CHECK_OK(pgs__fresh_copy(&pf, run_of(8 * CHUNK + 7, 5000), false, src, 5000, NULL, &err));
+    CHECK(memcmp(map + 7 * PGS_PAGE_SIZE, src, 5000) == 0);
+    pgs__fresh_unmap(map, run.n_pages);
+    CHECK_EQ(pgs__vm_charged(), charged);
+    free(src);
+    pgs__pagefile_fini(&pf);
+}
+
+/* Every store that was allowed succeeds: none is SIGBUS. */
+TEST(no_chunk_is_ready_without_room)
+{
+    if (!pgs__cap(PGS__CAP_COLLAPSE)) SKIP("no MADV_COLLAPSE on this kernel");
+    in_tmpfs("7m", 32);
+    uint8_t *map = pgs__fresh_window(&pf, (struct pgs_run){{8 * CHUNK}, 8 * CHUNK});
+    unsigned n = 0;
+    CHECK(map);
+    for (uint64_t i = 0; i < 8; i++) {
+        if (!pgs__fresh_ready(&pf, 8 + i, map + i * PGS_CHUNK_SIZE)) continue;
+        memset(map + i * PGS_CHUNK_SIZE, 0x5a, PGS_CHUNK_SIZE);
+        n++;
+    }
+    CHECK(n <= 3);
+    pgs__fresh_unmap(map, 8 * CHUNK);
+    pgs__pagefile_fini(&pf);
+}
+
+TEST(a_window_is_refused_where_stores_would_not_be_safe)
+{
+    anonymous(32);
+    struct pgs_run run = {{8 * CHUNK}, CHUNK};
+    long charged = pgs__vm_charged();
+    without("collapse");
+    CHECK(!pgs__fresh_window(&pf, run));
+    without("");
+    for (uint64_t nth = 1; nth < 4; nth++) {
+        pgs__inject_fail(PGS__FAIL_FILE, nth, EIO, false);
+        uint8_t *map = pgs__fresh_window(&pf, run);
+        if (map) {
+            (void)pgs__fresh_ready(&pf, 8, map);
+            pgs__fresh_unmap(map, CHUNK);
+        }
+        pgs__inject_clear();
+        CHECK_EQ(pgs__vm_charged(), charged);
+    }
+    pgs__pagefile_fini(&pf);
+}
+
 int main(int argc, char **argv)
 {
     return run_tests(argc, argv);
