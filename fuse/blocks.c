@@ -35,13 +35,14 @@ static uint64_t ticks;
 static uint8_t zeros[PGS_COLD_BLOCK];
 static struct block nothing = {.state = READY, .bytes = zeros}; /* an absent slot; counts no users */
 
-/* 0, -ENOENT, -errno. */
+/* 0, -ENOENT, -errno. -EAGAIN: the slot is not used yet; the kernel must not keep zeros for it, and keeps nothing of a request that failed. */
 static int fill(pgs_store *store, uint64_t slot, uint8_t *bytes)
 {
     struct pgs_error err = {0};
     size_t len = 0;
     int rc = pgs_cold_read(store, slot, bytes, &len, &err);
     if (rc == -PGS_ENOENT) return -ENOENT;
+    if (rc == -PGS_EINVAL) return -EAGAIN;
     if (rc) {
         server_log("%s", err.text[0] ? err.text : pgs_strerror(rc));
         return rc == -PGS_ENOMEM ? -ENOMEM : -EIO;

@@ -18,7 +18,7 @@
 #include "libshm/include/pagestone.h"
 
 struct block;
-/* Bytes of a slot, PGS_COLD_BLOCK of them: what the block lacks, and slots that are absent, are zeros. 0 with a block that is the caller's until blocks_put; -errno. */
+/* Bytes of a slot, PGS_COLD_BLOCK of them: what the block lacks, and slots that will never be used again, are zeros. -EAGAIN: not used yet. 0 with a block that is the caller's until blocks_put; -errno. */
 int blocks_get(pgs_store *store, uint64_t slot, struct block **out, const uint8_t **bytes);
 void blocks_put(struct block *b); /* accepts NULL */
 

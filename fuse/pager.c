@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * docs/design/cold.md has the whole. The file "image" is 2^62 bytes long; bytes [128 KiB × s, 128 KiB × (s + 1)) are the decompressed block of slot s, for ever: a slot's number is never given out again. So the
- * kernel may keep every page, attributes are valid for ever, and nothing is ever invalidated. Pages of absent slots are zeros: nobody may look at them, but readahead reads them.
+ * kernel may keep every page, attributes are valid for ever, and nothing is ever invalidated. Pages of slots
+ * that are gone are zeros: nobody may look at them, but readahead reads them. Slots that are still to be used fail: the kernel may not keep anything for them, and the library leaves room behind its newest blocks
+ * (pgs__ledger_cold_seal), so that readahead rarely gets there.
  *
  * The file says whose it is without asking the server: atime holds a magic number and, as nanoseconds, the supervisor's pid; mtime and ctime the store's uuid (62 bits each) and, as nanoseconds of ctime,
  * when the supervisor began; the owner is whoever runs it. A process that finds a descriptor of it by a number in another process's slot checks all that before it maps anything.

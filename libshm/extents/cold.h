@@ -15,6 +15,8 @@
 
 #define PGS__COLD_PAGES 32u /* of a slot */
 #define PGS__COLD_BYTES (PGS__COLD_PAGES * PGS_PAGE_SIZE)
+#define PGS__COLD_GROUP                                                                                                \
+    16u /* slots: 2 MiB, more than the kernel reads at once. A group has blocks of one commit only */
 #define PGS__COLD_FIRST (1ull << 48) /* page number of slot 0 */
 #define PGS__COLD_SLOTS (1ull << 45) /* byte offsets in the image stay below 2^62 */
 #define PGS__COLD_END (PGS__COLD_FIRST + PGS__COLD_PAGES * PGS__COLD_SLOTS)

@@ -76,7 +76,8 @@ static int read_window(struct pgs__pagefile *pf, const struct pgs__content *c, c
     *p = NULL;
     int rc = pgs__run_walk_seek(&w, pf, c, 0, err);
     if (rc) return rc == -PGS_ENOENT ? 0 : rc;
-    if (w.run.at == 0 && w.run.n_pages == n_pages) *p = pgs__pages_at(pf, (struct pgs_pgno){w.run.page}, n_pages);
+    if (w.run.at == 0 && w.run.n_pages == n_pages && !pgs__is_cold(w.run.page))
+        *p = pgs__pages_at(pf, (struct pgs_pgno){w.run.page}, n_pages);
     return 0;
 }
 

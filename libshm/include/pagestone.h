@@ -358,7 +358,7 @@ PGS_PUBLIC int pgs_thaw(pgs_store *s, const void *key, size_t len, uint64_t *byt
 /* Bring what is cold of bytes [lo, hi) of an object and verify it: -PGS_ECORRUPT here instead of SIGBUS later. */
 PGS_PUBLIC int pgs_prefetch(pgs_snapshot *sn, const struct pgs_object *obj, uint64_t lo, uint64_t hi,
                             struct pgs_error *err);
-/* For the pager: compressed block `slot`, decompressed and verified. buf: PGS_COLD_BLOCK bytes, of which *len are filled. -PGS_ENOENT: there is no such block. */
+/* For the pager: compressed block `slot`, decompressed and verified. buf: PGS_COLD_BLOCK bytes, of which *len are filled. -PGS_ENOENT: there is no such block, and never will be; -PGS_EINVAL: not yet. */
 #define PGS_COLD_BLOCK 131072
 PGS_PUBLIC int pgs_cold_read(pgs_store *s, uint64_t slot, void *buf, size_t *len, struct pgs_error *err);
 

@@ -47,9 +47,9 @@ enum {
     OFF_WRONG = -5, /* the call works, but its answer is not what Linux says */
 };
 #define UNKNOWN INT32_MIN
-static _Atomic int32_t results[PGS__CAP_N] = {UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN,
+static _Atomic int32_t results[PGS__CAP_N] = {UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN,
                                               UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN};
-PGS_STATIC(PGS__CAP_N == 10, "one initial UNKNOWN each");
+PGS_STATIC(PGS__CAP_N == 11, "one initial UNKNOWN each");
 
 static const char *const names[PGS__CAP_N] = {
     [PGS__CAP_PAGEMAP_SCAN] = "pagemap_scan",
@@ -62,6 +62,7 @@ static const char *const names[PGS__CAP_N] = {
     [PGS__CAP_AVX2] = "avx2",
     [PGS__CAP_AVX512] = "avx512",
     [PGS__CAP_MEMORY_LIMIT] = "memory_limit",
+    [PGS__CAP_FUSE] = "fuse",
 };
 
 /* Is the capability in PAGESTONE_WITHOUT=name,name? Spaces around names are allowed. */
@@ -165,6 +166,16 @@ static int probe_ofd(void)
     return e;
 }
 
+/* Whether a mount succeeds is seen when one is wanted; this is what never changes. */
+static int probe_fuse(void)
+{
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return errno;
+    close(fd);
+    if (geteuid() == 0 || access("/usr/bin/fusermount3", X_OK) == 0 || access("/bin/fusermount3", X_OK) == 0) return ON;
+    return errno;
+}
+
 static int probe_cpu(enum pgs__cap cap)
 {
 #if defined(__x86_64__)
@@ -199,6 +210,8 @@ static int probe(enum pgs__cap cap)
     case PGS__CAP_AVX2:
     case PGS__CAP_AVX512:
         return probe_cpu(cap);
+    case PGS__CAP_FUSE:
+        return probe_fuse();
     case PGS__CAP_N:
         break;
     }

@@ -20,6 +20,7 @@ enum pgs__cap {
     PGS__CAP_AVX2,         /* "avx2", "avx512": run-time dispatch of XXH3 */
     PGS__CAP_AVX512,
     PGS__CAP_MEMORY_LIMIT, /* "memory_limit": stores in memory without a quota stop before memory is full */
+    PGS__CAP_FUSE,         /* "fuse": /dev/fuse is there, and we may mount: root, or fusermount3 */
     PGS__CAP_N
 };
 

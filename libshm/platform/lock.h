@@ -63,6 +63,8 @@ void pgs__robust_unlock(struct pgs__robust *r);
 /* One byte at `off`. 0, -EAGAIN (held elsewhere), other -errno. Never blocks. */
 int pgs__ofd_lock(int fd, uint64_t off, bool exclusive);
 int pgs__ofd_unlock(int fd, uint64_t off);
+/* The same for n bytes: all or none. */
+int pgs__ofd_lock_range(int fd, uint64_t off, uint64_t n, bool exclusive);
 /* Would an exclusive lock of the byte conflict? 1 yes, 0 no, -errno. Use a description that owns no locks itself. */
 int pgs__ofd_busy(int fd, uint64_t off);
 

@@ -25,10 +25,10 @@
 #define F_OFD_SETLK 37
 #endif
 
-static int ofd_call(int fd, int cmd, short type, uint64_t off, struct flock *lock)
+static int ofd_call(int fd, int cmd, short type, uint64_t off, uint64_t n, struct flock *lock)
 {
-    if (off > INT64_MAX - 1) return -EINVAL;
-    *lock = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)off, .l_len = 1};
+    if (n == 0 || n > INT64_MAX || off > INT64_MAX - n) return -EINVAL;
+    *lock = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)off, .l_len = (off_t)n};
     int rc;
     do rc = fcntl(fd, cmd, lock);
     while (rc < 0 && errno == EINTR);
@@ -39,19 +39,25 @@ static int ofd_call(int fd, int cmd, short type, uint64_t off, struct flock *loc
 int pgs__ofd_lock(int fd, uint64_t off, bool exclusive)
 {
     struct flock lock;
-    return ofd_call(fd, F_OFD_SETLK, exclusive ? F_WRLCK : F_RDLCK, off, &lock);
+    return ofd_call(fd, F_OFD_SETLK, exclusive ? F_WRLCK : F_RDLCK, off, 1, &lock);
+}
+
+int pgs__ofd_lock_range(int fd, uint64_t off, uint64_t n, bool exclusive)
+{
+    struct flock lock;
+    return ofd_call(fd, F_OFD_SETLK, exclusive ? F_WRLCK : F_RDLCK, off, n, &lock);
 }
 
 int pgs__ofd_unlock(int fd, uint64_t off)
 {
     struct flock lock;
-    return ofd_call(fd, F_OFD_SETLK, F_UNLCK, off, &lock);
+    return ofd_call(fd, F_OFD_SETLK, F_UNLCK, off, 1, &lock);
 }
 
 int pgs__ofd_busy(int fd, uint64_t off)
 {
     struct flock lock;
-    int rc = ofd_call(fd, F_OFD_GETLK, F_WRLCK, off, &lock);
+    int rc = ofd_call(fd, F_OFD_GETLK, F_WRLCK, off, 1, &lock);
     return rc < 0 ? rc : lock.l_type != F_UNLCK;
 }
 

@@ -7,6 +7,7 @@
 #include "libshm/txn/cold_table.h"
 
 #include "libshm/platform/mem.h"
+#include "libshm/txn/image.h"
 
 int pgs__cold_find(struct pgs__session *s, uint64_t slot, struct pgs__cold_block *out, struct pgs_error *err)
 {
@@ -40,6 +41,11 @@ int pgs__cold_block_read(struct pgs__session *s, uint64_t slot, void *buf, size_
     int rc = pgs__meta_begin(s, &l, err); /* held to the end: it keeps the bytes, too */
     if (rc) return rc;
     rc = pgs__ledger_cold_get(&l, slot, &b, err);
+    if (rc == -PGS_ENOENT) { /* of the same moment */
+        struct pgs__cold_total total;
+        int worse = pgs__ledger_cold_total(&l, &total, err);
+        rc = worse ? worse : slot < total.next ? rc : -PGS_EINVAL;
+    }
     if (rc == 0) rc = pgs__cold_block_fetch(&s->pf, slot, &b, buf, err);
     pgs__meta_end(s, &l);
     if (rc == 0) *n_bytes = b.n_bytes;
@@ -58,14 +64,14 @@ static int read_slot(struct pgs__session *s, uint64_t slot, uint64_t lo, uint64_
     size_t n_bytes = 0, from = (size_t)lo << PGS_PAGE_SHIFT, to = (size_t)hi << PGS_PAGE_SHIFT;
     if (lo == 0 && hi == PGS__COLD_PAGES) {
         int rc = pgs__cold_block_read(s, slot, buf, &n_bytes, err);
-        if (rc == -PGS_ENOENT) return missing(slot, err);
+        if (rc == -PGS_ENOENT || rc == -PGS_EINVAL) return missing(slot, err);
         if (rc == 0) memset(buf + n_bytes, 0, PGS__COLD_BYTES - n_bytes);
         return rc;
     }
     uint8_t *whole = pgs__malloc(PGS__COLD_BYTES);
     if (!whole) return pgs__fail(err, PGS_ENOMEM, "no memory to decompress a block");
     int rc = pgs__cold_block_read(s, slot, whole, &n_bytes, err);
-    if (rc == -PGS_ENOENT) rc = missing(slot, err);
+    if (rc == -PGS_ENOENT || rc == -PGS_EINVAL) rc = missing(slot, err);
     if (rc == 0) {
         size_t have = pgs__min_u64(to, pgs__max_u64(n_bytes, from));
         memcpy(buf, whole + from, have - from);
@@ -91,13 +97,7 @@ int pgs__cold_read_pages(void *session, uint64_t page, uint64_t n_pages, void *b
     return 0;
 }
 
-static int map_nothing(void *ctx, uint64_t page, uint64_t n_pages, void *addr, bool cow, struct pgs_error *err)
-{
-    (void)ctx, (void)page, (void)n_pages, (void)addr, (void)cow;
-    return pgs__fail(err, PGS_ENOTSUP, "compressed arrays cannot be mapped; thaw them");
-}
-
-static const struct pgs__cold_ops cold_ops = {.map = map_nothing, .read = pgs__cold_read_pages};
+static const struct pgs__cold_ops cold_ops = {.map = pgs__image_map, .read = pgs__cold_read_pages};
 
 void pgs__cold_attach(struct pgs__session *s)
 {

@@ -15,7 +15,7 @@ void pgs__cold_attach(struct pgs__session *s);
 
 /* 0; -PGS_ENOENT (no text): the slot is absent; -PGS_ECORRUPT. */
 int pgs__cold_find(struct pgs__session *s, uint64_t slot, struct pgs__cold_block *out, struct pgs_error *err);
-/* The block decompressed and verified: *n_bytes of buf[PGS__COLD_BYTES]. Errors as above. */
+/* The block decompressed and verified: *n_bytes of buf[PGS__COLD_BYTES]. Errors as above; -PGS_EINVAL (no text): absent, but there may be one of that number some day. */
 int pgs__cold_block_read(struct pgs__session *s, uint64_t slot, void *buf, size_t *n_bytes, struct pgs_error *err);
 /* The same for a block that was found already, under any pin that still protects it. */
 int pgs__cold_block_fetch(struct pgs__pagefile *pf, uint64_t slot, const struct pgs__cold_block *b, void *buf,

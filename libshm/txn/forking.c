@@ -19,6 +19,7 @@
 #include "libshm/extents/memory.h"
 #include "libshm/platform/inject.h"
 #include "libshm/txn/forking.h"
+#include "libshm/txn/image.h"
 #include "libshm/txn/session_impl.h"
 
 static bool active; /* prepare did its part; lock: REGISTRY */
@@ -205,6 +206,7 @@ static void child_one(struct pgs__session *s)
     s->spare_lock.map = NULL;
     s->spare_slot = PGS__NO_SLOT;
     s->meta_readers = 0;
+    pgs__image_forked(s);
     f->how = PGS__FORK_NONE;
     atomic_fetch_add(&s->fork_count, 1);
 }

@@ -9,8 +9,8 @@
  * Nothing damaged is frozen: what has checksums is verified first, since the block's own checksum would make it right for ever.
  */
 #include "libshm/platform/mem.h"
-#include "libshm/platform/parallel.h"
 #include "libshm/txn/freeze_impl.h"
+#include "libshm/txn/image.h"
 #include "libshm/txn/store.h"
 
 /* --- rounds ---------------------------------------------------------------------------------------------------------------------------- */
@@ -156,23 +156,13 @@ static int ahead_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t
     return 0;
 }
 
-static int ahead_one(void *ctx, uint64_t i, struct pgs_error *err)
-{
-    struct ahead *a = ctx;
-    uint8_t *buf = pgs__malloc(PGS__COLD_BYTES);
-    if (!buf) return pgs__fail(err, PGS_ENOMEM, "no memory to decompress a block");
-    int rc = a->s->pf.cold->read(a->s->pf.cold_ctx, pgs__cold_page_of(a->slots[i]), PGS__COLD_PAGES, buf, err);
-    pgs__free(buf);
-    return rc;
-}
-
 int pgs__cold_ahead(struct pgs__session *s, const struct pgs__content *c, uint64_t lo, uint64_t hi,
                     struct pgs_error *err)
 {
     struct ahead a = {.s = s, .err = err};
     if (c->form == PGS__FORM_INLINE || lo >= hi) return 0;
     int rc = pgs__content_runs(&s->pf, c, lo >> PGS_PAGE_SHIFT, pgs__pages_of(hi), ahead_run, &a, err);
-    if (rc == 0) rc = pgs__parallel(a.n, ahead_one, &a, err);
+    if (rc == 0) rc = pgs__image_ahead(s, a.slots, a.n, err);
     pgs__free(a.slots);
     return rc;
 }

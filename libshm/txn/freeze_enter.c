@@ -149,6 +149,7 @@ static int edit_object(struct pgs__freeze *f, struct pgs__commit *c, struct pgs_
         if (f->blocks[i].to.n_pages == 0) continue;
         rc = f->thaw ? enter_thawed(f, c, e, i, err) : enter_frozen(f, c, e, &f->blocks[i], err);
     }
+    if (rc == 0 && !f->thaw) rc = pgs__ledger_cold_seal(&c->l, f->next == UINT64_MAX, err);
     if (rc == 0) rc = kill_old(c, e, err);
     if (rc == 0) rc = write_map(c, e, &out, err);
     if (rc == 0) {

@@ -144,6 +144,8 @@ int pgs__ledger_cold_walk(struct pgs__ledger *l,
                                     struct pgs_error *damage),
                           void *ctx, struct pgs_error *err);
 int pgs__ledger_cold_total(struct pgs__ledger *l, struct pgs__cold_total *out, struct pgs_error *err);
+/* After the blocks of a commit: the next one's begin in another group of PGS__COLD_GROUP slots, with a whole group between if this was the last round of an object (cold.md: what the kernel reads ahead). */
+int pgs__ledger_cold_seal(struct pgs__ledger *l, bool last, struct pgs_error *err);
 /* A block whose pages were taken and written, for b->live pages of one map that this commit makes. Consecutive calls give consecutive slots. tag: of this boot; a new one skips numbers. */
 int pgs__ledger_cold_add(struct pgs__ledger *l, uint64_t tag, const struct pgs__cold_block *b, uint64_t *slot,
                          struct pgs_error *err);

@@ -10,6 +10,9 @@
  *     C2  A slot that is not in the table is needed by nobody.
  *     C3  An entry never changes but for `live`.
  *
+ * Numbers below `next` that have no entry will never have one: the pager lets the kernel keep zeros for them, and for no others. Hence pgs__ledger_cold_seal: so that what the kernel reads ahead does not reach
+ * into numbers that are still to be given out.
+ *
  * A slot's number is never given out again while anybody lives who may know it: a store falls back to an older root only when nobody has it open. Beyond that, the first block of each boot skips some SKIP numbers (`tag` says
  * how many), so that a root to which two boots fall back does not make both begin at one number.
  */
@@ -105,6 +108,18 @@ int pgs__ledger_cold_add(struct pgs__ledger *l, uint64_t tag, const struct pgs__
     rc = put_total(l, &t, err);
     l->n_touched++;
     return rc ? rc : pgs__meta_add(&l->meta, key, pgs__meta_key1(key, 'z', *slot), b, sizeof *b, err);
+}
+
+int pgs__ledger_cold_seal(struct pgs__ledger *l, bool last, struct pgs_error *err)
+{
+    struct pgs__cold_total t;
+    int rc = pgs__ledger_cold_total(l, &t, err);
+    if (rc) return rc;
+    uint64_t next = (t.next + PGS__COLD_GROUP - 1) / PGS__COLD_GROUP * PGS__COLD_GROUP;
+    if (last) next += PGS__COLD_GROUP;
+    if (next == t.next) return 0;
+    t.next = next;
+    return put_total(l, &t, err);
 }
 
 /* --- pages go ---------------------------------------------------------------------------------------------------------------------- */

@@ -16,6 +16,7 @@
 #include "libshm/platform/mem.h"
 #include "libshm/txn/cold_table.h"
 #include "libshm/txn/forking.h"
+#include "libshm/txn/image.h"
 #include "libshm/txn/session_impl.h"
 
 #ifndef MADV_WIPEONFORK
@@ -172,6 +173,7 @@ static void close_parts(struct pgs__pagefile *pf, struct pgs__ctl *ctl)
 /* The memory of a session that is not on the list. */
 static void session_free(struct pgs__session *s)
 {
+    pgs__image_free(s);
     pgs__held_lock_drop(&s->read_lock);
     if (pgs__fd_is_pages(s, s->read_lock_fd)) pgs__file_ops->close(s->read_lock_fd);
     pgs__mutex_destroy(&s->pins_mx);
@@ -200,6 +202,7 @@ int pgs__session_make(struct pgs__pagefile *pf, struct pgs__ctl *ctl, uint64_t c
     pgs__mutex_init(&s->pins_mx, PGS__RANK_PINS);
     pgs__mutex_init(&s->space_mx, PGS__RANK_SPACE);
     pgs__cold_attach(s);
+    pgs__image_init(s);
 
     pgs__mutex_lock(&pgs__registry_mx);
     if (!pgs__registry) mark_birth();

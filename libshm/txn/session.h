@@ -78,6 +78,7 @@ struct pgs__fork { /* what the prepare hook made ready for the child; between pr
     uint64_t tag;
     int fd;
 };
+struct pgs__image; /* txn/image.h */
 struct pgs__session {
     struct pgs__session *next; /* rooted at session.c: registry; lock: REGISTRY */
     _Atomic int64_t refs;
@@ -113,6 +114,7 @@ struct pgs__session {
     struct pgs__space *space; /* txn/claim_space.c: what this process knows about free space. Ends by pgs__space_end */
     _Atomic uint64_t bytes_copied, bytes_shared;
     _Atomic uint64_t last_sweep_ns;
+    struct pgs__image *image; /* how compressed data is mapped; NULL: no memory for it */
     struct pgs__advance advance;
 };
 
