@@ -62,7 +62,7 @@ lint:
 	@tools/bootstrap.sh $(VENV) build test lint
 	$(PY) tools/check_layers.py
 	$(PY) tools/check_docs.py
-	clang-format --dry-run -Werror $(wildcard libshm/*/*.[ch] pymod/*.[ch] tests/unit/*.[ch] tests/mp/*.[ch] tests/crash/*.[ch] bench/*.c examples/*.c)
+	clang-format --dry-run -Werror $(wildcard libshm/*/*.[ch] pymod/*.[ch] tests/unit/*.[ch] tests/mp/*.[ch] tests/crash/*.[ch] tests/fuse/*.[ch] fuse/*.[ch] bench/*.c examples/*.c)
 	$(VENV)/bin/ruff check pymod tests tools examples bench setup.py
 	$(VENV)/bin/ruff format --check pymod tests tools examples bench setup.py
 	$(VENV)/bin/mypy pymod/pagestone

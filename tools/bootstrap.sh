@@ -13,6 +13,7 @@ shift
 have_header() { echo "#include <$1>" | ${CC:-cc} $2 -E - >/dev/null 2>&1; }
 
 missing=
+useful= # without these some tests skip
 command -v cc >/dev/null 2>&1 && have_header stdio.h "" || missing="$missing gcc libc6-dev"
 command -v make >/dev/null 2>&1 || missing="$missing make"
 command -v python3 >/dev/null 2>&1 || missing="$missing python3"
@@ -28,27 +29,38 @@ for group in "$@"; do
     test)
         if ! python3 -c 'import test.mapping_tests' >/dev/null 2>&1; then
             v=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3.11)
-            missing="$missing libpython$v-testsuite"
+            useful="$useful libpython$v-testsuite"
         fi
+        command -v fusermount3 >/dev/null 2>&1 || useful="$useful fuse3"
+        command -v rsync >/dev/null 2>&1 || useful="$useful rsync"
         ;;
     lint) command -v clang-format >/dev/null 2>&1 || missing="$missing clang-format" ;;
     esac
 done
 
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null 2>&1; then sudo=sudo; else
+if [ -n "$missing$useful" ]; then
+    if [ "$(id -u)" = 0 ]; then
+        sudo=
+    elif command -v sudo >/dev/null 2>&1; then
+        sudo=sudo
+    elif [ -z "$missing" ]; then
+        echo "not root and no sudo: the tests that need$useful will skip"
+        useful=
+    else
         echo "missing Debian packages:$missing" >&2
         echo "install them as root (apt-get install$missing), then run make again" >&2
         exit 1
     fi
-    echo "installing Debian packages:$missing"
+fi
+if [ -n "$missing$useful" ]; then
+    echo "installing Debian packages:$missing$useful"
     log=$(mktemp)
     export DEBIAN_FRONTEND=noninteractive
     $sudo apt-get update -qq >"$log" 2>&1 || true # a stale list may still do
-    for package in $missing; do
+    for package in $missing $useful; do
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >>"$log" 2>&1 ||
             case $package in
-            libpython*-testsuite) echo "no package $package here: the tests that use CPython's own suite will skip" ;;
+            libpython*-testsuite | fuse3 | rsync) echo "no package $package here: the tests that use it will skip" ;;
             *)
                 cat "$log" >&2
                 exit 1
