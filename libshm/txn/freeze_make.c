@@ -33,6 +33,8 @@ struct make {
     pthread_mutex_t window_m; /* of what follows; no other is taken under it */
     enum chunk_state chunks[MAX_CHUNKS];
     unsigned n_refused;
+    pthread_mutex_t
+        write_m; /* held during pwrite: the kernel lets one thread at a time write a file, and the others spin */
 };
 
 /* --- pages ------------------------------------------------------------------------------------------------------------------------- */
@@ -123,11 +125,13 @@ static int take(struct make *k, struct pgs__freeze_block *b, uint64_t n, struct 
 }
 
 /* The bytes into the pages of the block, by pwrite. */
-static int write_block(struct make *k, struct pgs__freeze_block *b, const void *bytes, uint64_t n_bytes, uint64_t *xxh,
+static int write_block(struct make *k, struct pgs__freeze_block *b, const void *bytes, uint64_t n_bytes,
                        struct pgs_error *err)
 {
     struct pgs_error local = {0};
-    int rc = pgs__fresh_copy(&k->f->s->pf, b->to, false, bytes, n_bytes, xxh, &local);
+    pthread_mutex_lock(&k->write_m);
+    int rc = pgs__fresh_copy(&k->f->s->pf, b->to, false, bytes, n_bytes, NULL, &local);
+    pthread_mutex_unlock(&k->write_m);
     if (rc == 0) return 0;
     pthread_mutex_lock(&k->m);
     pgs__claim_give(&k->f->claim, b->to, false);
@@ -179,7 +183,7 @@ static int freeze_one(void *ctx, uint64_t i, struct pgs_error *err)
     rc = take(k, b, pgs__pages_of(z_bytes), err);
     if (rc || b->to.n_pages == 0) return rc;
     uint8_t *to = address_of(k, b->to);
-    if (!to) return write_block(k, b, pgs__cold_packed(), z_bytes, NULL, err);
+    if (!to) return write_block(k, b, pgs__cold_packed(), z_bytes, err);
     memcpy(to, pgs__cold_packed(), z_bytes);
     memset(to + z_bytes, 0, (b->to.n_pages << PGS_PAGE_SHIFT) - z_bytes);
     return 0;
@@ -208,17 +212,14 @@ static int thaw_one(void *ctx, uint64_t i, struct pgs_error *err)
     struct pgs__freeze *f = k->f;
     struct pgs__freeze_block *b = &f->blocks[i];
     uint64_t *xxh = f->page_xxh ? f->page_xxh + i * PGS__COLD_PAGES : NULL;
+    uint8_t *buf = NULL;
     int rc = take(k, b, b->n_cold, err);
     if (rc || b->to.n_pages == 0) return rc;
-    uint8_t *to = address_of(k, b->to);
-    if (to) {
-        rc = bring(f, b, to, err);
-        for (uint64_t p = 0; xxh && rc == 0 && p < b->n_cold; p++) xxh[p] = pgs__hash_page(to + (p << PGS_PAGE_SHIFT));
-        return rc;
-    }
-    uint8_t *buf = pgs__malloc(PGS__COLD_BYTES);
-    rc = buf ? bring(f, b, buf, err) : pgs__fail(err, PGS_ENOMEM, "no memory to thaw a block");
-    if (rc == 0) rc = write_block(k, b, buf, (uint64_t)b->n_cold << PGS_PAGE_SHIFT, xxh, err);
+    uint8_t *stored = address_of(k, b->to), *to = stored;
+    if (!to) to = buf = pgs__malloc(PGS__COLD_BYTES);
+    rc = to ? bring(f, b, to, err) : pgs__fail(err, PGS_ENOMEM, "no memory to thaw a block");
+    for (uint64_t p = 0; xxh && rc == 0 && p < b->n_cold; p++) xxh[p] = pgs__hash_page(to + (p << PGS_PAGE_SHIFT));
+    if (rc == 0 && !stored) rc = write_block(k, b, buf, (uint64_t)b->n_cold << PGS_PAGE_SHIFT, err);
     pgs__free(buf);
     return rc;
 }
@@ -227,7 +228,10 @@ static int thaw_one(void *ctx, uint64_t i, struct pgs_error *err)
 int pgs__freeze_make(struct pgs__freeze *f, struct pgs_error *err)
 {
     bool hashed = f->thaw && f->checksums && (f->obj.kind == PGS_KIND_ARRAY || f->obj.kind == PGS_KIND_PICKLE);
-    struct make k = {.f = f, .m = PTHREAD_MUTEX_INITIALIZER, .window_m = PTHREAD_MUTEX_INITIALIZER};
+    struct make k = {.f = f,
+                     .m = PTHREAD_MUTEX_INITIALIZER,
+                     .window_m = PTHREAD_MUTEX_INITIALIZER,
+                     .write_m = PTHREAD_MUTEX_INITIALIZER};
     if (hashed && !f->page_xxh)
         f->page_xxh = pgs__malloc((size_t)PGS__FREEZE_BLOCKS * PGS__COLD_PAGES * sizeof *f->page_xxh);
     if (hashed && !f->page_xxh) return pgs__fail(err, PGS_ENOMEM, "no memory to thaw");
@@ -243,6 +247,7 @@ int pgs__freeze_make(struct pgs__freeze *f, struct pgs_error *err)
     if (k.left.n_pages) pgs__claim_give(&f->claim, k.left, false);
     pthread_mutex_destroy(&k.m);
     pthread_mutex_destroy(&k.window_m);
+    pthread_mutex_destroy(&k.write_m);
     PGS_KILL_POINT("freeze_made");
     if (rc == 0 && k.full && k.n_placed == 0)
         rc = pgs__fail(err, PGS_EFULL, "no room for a block of %u pages", PGS__COLD_PAGES);
