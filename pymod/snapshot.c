@@ -182,6 +182,46 @@ static PyObject *snapshot_view(PyObject *self, PyObject *key)
     return r;
 }
 
+/* _prefetch(key, ranges: [(lo, hi) of bytes, …]) */
+static PyObject *snapshot_prefetch(PyObject *self, PyObject *args)
+{
+    PyObject *key, *ranges;
+    struct pgs_object obj;
+    struct pgs_error err = {0};
+    if (!PyArg_ParseTuple(args, "OO!", &key, &PyList_Type, &ranges)) return NULL;
+    pgs_snapshot *sn = find(self, key, &obj);
+    int rc = 0;
+    if (!sn) return NULL;
+    for (Py_ssize_t i = 0; rc == 0 && i < PyList_GET_SIZE(ranges); i++) {
+        unsigned long long lo, hi;
+        PyObject *range = PyList_GET_ITEM(ranges, i);
+        if (!PyTuple_Check(range) || !PyArg_ParseTuple(range, "KK", &lo, &hi) || PyErr_CheckSignals() < 0) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "a range is a pair of numbers");
+            pgs_snapshot_unref(sn);
+            return NULL;
+        }
+        CORE_BLOCKING(rc = pgs_prefetch(sn, &obj, lo, hi, &err));
+    }
+    pgs_snapshot_unref(sn);
+    if (rc < 0) return core_raise_for(rc, &err, key);
+    Py_RETURN_NONE;
+}
+
+/* _cold(key) -> (bytes that are cold, bytes that they occupy) */
+static PyObject *snapshot_cold(PyObject *self, PyObject *key)
+{
+    struct pgs_object obj;
+    struct pgs_error err = {0};
+    uint64_t cold = 0, compressed = 0;
+    int rc;
+    pgs_snapshot *sn = find(self, key, &obj);
+    if (!sn) return NULL;
+    CORE_BLOCKING(rc = pgs_cold_size(sn, &obj, &cold, &compressed, &err));
+    pgs_snapshot_unref(sn);
+    if (rc < 0) return core_raise_for(rc, &err, key);
+    return Py_BuildValue("(KK)", (unsigned long long)cold, (unsigned long long)compressed);
+}
+
 /* _find_id(id, prefix: bytes) -> key */
 static PyObject *snapshot_find_id(PyObject *self, PyObject *args)
 {
@@ -270,6 +310,8 @@ static PyMethodDef methods[] = {
     {"_info", snapshot_info, METH_O, NULL},
     {"_private", snapshot_private, METH_O, NULL},
     {"_view", snapshot_view, METH_O, NULL},
+    {"_prefetch", snapshot_prefetch, METH_VARARGS, NULL},
+    {"_cold", snapshot_cold, METH_O, NULL},
     {"_find_id", snapshot_find_id, METH_VARARGS, NULL},
     {"_diff", snapshot_diff, METH_O, NULL},
     {"close", snapshot_close, METH_NOARGS, "Let go of the version; idempotent. Arrays handed out stay valid."},

@@ -471,6 +471,23 @@ static PyObject *store_compact(PyObject *self, PyObject *unused)
 {
     return (void)unused, simple(self, pgs_compact);
 }
+/* _freeze(key, thaw: bool) -> bytes saved, or made raw */
+static PyObject *store_freeze(PyObject *self, PyObject *args)
+{
+    PyObject *key;
+    struct key k;
+    struct pgs_error err = {0};
+    uint64_t bytes = 0;
+    int thaw, rc;
+    if (!PyArg_ParseTuple(args, "Op", &key, &thaw) || key_for_reading(key, &k) < 0) return NULL;
+    pgs_store *s = store_enter(self);
+    if (!s) return NULL;
+    CORE_BLOCKING(rc = (thaw ? pgs_thaw : pgs_freeze)(s, k.p, (size_t)k.len, &bytes, &err));
+    pgs_store_unref(s);
+    if (rc == -PGS_ENOENT) return key_error(key);
+    return rc < 0 ? core_raise_for(rc, &err, key) : PyLong_FromUnsignedLongLong(bytes);
+}
+
 static PyObject *store_close(PyObject *self, PyObject *unused)
 {
     StoreObject *o = (StoreObject *)self;
@@ -559,6 +576,7 @@ static PyMethodDef methods[] = {{"get", (PyCFunction)(void (*)(void))store_get_d
                                 {"_check", store_check, METH_VARARGS, NULL},
                                 {"_gc", store_gc, METH_NOARGS, NULL},
                                 {"_compact", store_compact, METH_NOARGS, NULL},
+                                {"_freeze", store_freeze, METH_VARARGS, NULL},
                                 {"_close", store_close, METH_NOARGS, NULL},
                                 {"_lease", store_lease, METH_VARARGS, NULL},
                                 {"_handle", store_handle, METH_NOARGS, NULL},

@@ -358,6 +358,9 @@ PGS_PUBLIC int pgs_thaw(pgs_store *s, const void *key, size_t len, uint64_t *byt
 /* Bring what is cold of bytes [lo, hi) of an object and verify it: -PGS_ECORRUPT here instead of SIGBUS later. */
 PGS_PUBLIC int pgs_prefetch(pgs_snapshot *sn, const struct pgs_object *obj, uint64_t lo, uint64_t hi,
                             struct pgs_error *err);
+/* How much of an object is cold: bytes of it, and bytes that they occupy in the store. */
+PGS_PUBLIC int pgs_cold_size(pgs_snapshot *sn, const struct pgs_object *obj, uint64_t *cold, uint64_t *compressed,
+                             struct pgs_error *err);
 /* For the pager: compressed block `slot`, decompressed and verified. buf: PGS_COLD_BLOCK bytes, of which *len are filled. -PGS_ENOENT: there is no such block, and never will be; -PGS_EINVAL: not yet. */
 #define PGS_COLD_BLOCK 131072
 PGS_PUBLIC int pgs_cold_read(pgs_store *s, uint64_t slot, void *buf, size_t *len, struct pgs_error *err);

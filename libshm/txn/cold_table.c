@@ -97,6 +97,46 @@ int pgs__cold_read_pages(void *session, uint64_t page, uint64_t n_pages, void *b
     return 0;
 }
 
+struct sizes {
+    struct pgs__ledger l;
+    uint64_t n_cold, n_packed; /* pages */
+    uint64_t done;             /* the slot counted last, + 1 */
+    struct pgs_error *err;
+};
+static int size_run(void *ctx, struct pgs_lpno at, struct pgs_run run, uint64_t birth)
+{
+    struct sizes *z = ctx;
+    (void)at, (void)birth;
+    if (!pgs__is_cold(run.page.n)) return 0;
+    z->n_cold += run.n_pages;
+    uint64_t first = pgs__cold_slot(run.page.n), last = pgs__cold_slot(run.page.n + run.n_pages - 1);
+    for (uint64_t slot = pgs__max_u64(first, z->done == first + 1 ? z->done : first); slot <= last; slot++) {
+        struct pgs__cold_block b;
+        int rc = pgs__ledger_cold_get(&z->l, slot, &b, z->err);
+        if (rc) return rc == -PGS_ENOENT ? missing(slot, z->err) : rc;
+        z->n_packed += pgs__pages_of(b.z_bytes);
+        z->done = slot + 1;
+    }
+    return 0;
+}
+
+int pgs__cold_sizes(struct pgs__session *s, const struct pgs__content *c, uint64_t *cold, uint64_t *compressed,
+                    struct pgs_error *err)
+{
+    struct sizes z = {.err = err};
+    int rc = 0;
+    if (c->form == PGS__FORM_MAP) {
+        rc = pgs__meta_begin(s, &z.l, err);
+        if (rc) return rc;
+        rc = pgs__content_runs(&s->pf, c, 0, UINT64_MAX, size_run, &z, err);
+        pgs__meta_end(s, &z.l);
+    }
+    if (rc) return rc;
+    *cold = z.n_cold << PGS_PAGE_SHIFT;
+    *compressed = z.n_packed << PGS_PAGE_SHIFT;
+    return 0;
+}
+
 static const struct pgs__cold_ops cold_ops = {.map = pgs__image_map, .read = pgs__cold_read_pages};
 
 void pgs__cold_attach(struct pgs__session *s)

@@ -8,6 +8,7 @@
 #define PGS_TXN_COLD_TABLE_H
 
 #include "libshm/extents/cold.h"
+#include "libshm/extents/content.h"
 #include "libshm/txn/session.h"
 
 /* Sets pf->cold of a new session: read from here, map from whoever maps. */
@@ -20,6 +21,9 @@ int pgs__cold_block_read(struct pgs__session *s, uint64_t slot, void *buf, size_
 /* The same for a block that was found already, under any pin that still protects it. */
 int pgs__cold_block_fetch(struct pgs__pagefile *pf, uint64_t slot, const struct pgs__cold_block *b, void *buf,
                           struct pgs_error *err);
+/* Bytes of a content that are cold, and those that their blocks occupy, each counted once. */
+int pgs__cold_sizes(struct pgs__session *s, const struct pgs__content *c, uint64_t *cold, uint64_t *compressed,
+                    struct pgs_error *err);
 /* struct pgs__cold_ops.read; ctx is the session. */
 int pgs__cold_read_pages(void *session, uint64_t page, uint64_t n_pages, void *buf, struct pgs_error *err);
 

@@ -125,6 +125,13 @@ def _upkeep(add: _Commands) -> None:
     p.add_argument("--no-data", action="store_true", help="not the bytes of arrays")
     add("gc", "reclaim what nobody needs, now")
     add("compact", "move data together and give the rest of the file back")
+    for name, text in (
+        ("freeze", "compress keys in place; they read as before"),
+        ("thaw", "make compressed keys raw again"),
+    ):
+        p = add(name, text)
+        p.add_argument("keys", metavar="KEY", nargs="*", help="default: all keys of the store")
+        p.add_argument("-r", "--recursive", action="store_true", help="groups, with all keys below")
     p = add("export", "write all objects of a version to a tar file or a directory", at=True)
     p.add_argument("target", metavar="TARGET", help="FILE.tar, a new directory, or - for a tar on stdout")
     p.add_argument("-f", "--force", action="store_true", help="replace FILE.tar")

@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 import pagestone as ps
 
+from . import _cli_cold as cold
 from . import _cli_io as cio
 from . import _cli_keys as keys
 from . import _cli_out as out
@@ -351,6 +352,6 @@ def umount(args: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ls": keys.ls, "info": keys.info, "cat": keys.cat, "put": keys.put, "get": keys.get, "rm": keys.rm, "cp": keys.cp_mv,
     "mv": keys.cp_mv, "log": log, "diff": diff, "at": at, "tag": tag, "untag": untag, "revert": revert, "stat": stat_,
-    "readers": readers, "check": check, "gc": gc_compact, "compact": gc_compact, "export": export, "import": import_,
+    "readers": readers, "check": check, "gc": gc_compact, "compact": gc_compact, "freeze": cold.freeze_thaw, "thaw": cold.freeze_thaw, "export": export, "import": import_,
     "doctor": doctor, "mount": mount, "umount": umount,
 }  # fmt: skip

@@ -87,7 +87,7 @@ def commit_of(store: ps.Store, version: int) -> ps.Commit | None:
     return commits[0] if commits and commits[0].version == version else None
 
 
-_BYTES = {"bytes", "stored", "live", "file_size", "size", "bytes_written"}
+_BYTES = {"bytes", "stored", "cold", "live", "compressed", "file_size", "size", "bytes_written"}
 
 
 def print_facts(facts: dict[str, Any]) -> None:

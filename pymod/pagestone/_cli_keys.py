@@ -71,13 +71,17 @@ def info(args: argparse.Namespace) -> int:
             facts = {
                 "path": about["path"], "uuid": about["uuid"], "file_system": about["file_system"],
                 "version": snapshot.version, "time": out.iso(snapshot.time), "keys": len(snapshot),
-                "versions_kept": stat_.versions, "tags": len(store.tags), "live": stat_.live, "file_size": stat_.file_size,
+                "versions_kept": stat_.versions, "tags": len(store.tags), "live": stat_.live, "compressed": stat_.compressed, "file_size": stat_.file_size,
                 "size": about["size"], "durability": about["durability"], "history": about["history"],
                 "checksums": about["checksums"], "read_only": about["read_only"],
             }  # fmt: skip
         else:
             obj = object_info(snapshot, args.key, args.store)
             facts = describe(args.key, obj)
+            cold, compressed = snapshot._cold(args.key)
+            if cold or args.json:
+                facts["stored"] += compressed - cold
+                facts["cold"] = cold
             commit = commit_of(store, obj["version"])
             facts["time"] = out.iso(commit.time) if commit else None
         if args.json:

@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from . import _core, _handles
+from ._cold import byte_ranges
 from ._errors import ConflictError, ReadOnlyError, VersionExpiredError
 from ._group import Group
 from ._mapping import AtomicMapping, ReadMapping
@@ -162,6 +163,10 @@ class Snapshot(_core.SnapshotBase, ReadMapping):
     def group(self, name: str) -> Group:
         """The keys below ``name/``."""
         return Group(self, name)
+
+    def prefetch(self, key: str, index: Any = ...) -> None:
+        """Decompress ahead what is about to be read, and verify it: :meth:`Store.prefetch`."""
+        self._prefetch(key, byte_ranges(self._info(key), index))
 
     def __enter__(self) -> Snapshot:
         return self
@@ -340,6 +345,102 @@ class Store(_core.StoreBase, AtomicMapping):
                 return self._array_at(key, version)
             except KeyError:
                 return new
+
+    # --- cold data
+
+    def freeze(self, key: str) -> int:
+        """Compress the newest content of a key in place: its bytes, its version and who has it open stay as they are.
+
+        Blocks of 128 KiB are shuffled by the item size and compressed, on all processors; a block that would not
+        shrink by an eighth stays as it is. Reading works as before: touching a page brings its block. Memory is
+        free again when nobody uses the raw pages any more: older versions and open arrays have them.
+
+        Returns
+        -------
+        int
+            Bytes saved by this call.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        CorruptError
+            The bytes do not match their checksums: nothing damaged is frozen.
+        StoreFullError
+            There is no room for even one block.
+
+        See Also
+        --------
+        thaw, prefetch, stat
+
+        Examples
+        --------
+        >>> import numpy as np, pagestone as ps
+        >>> s = ps.open()
+        >>> s["x"] = np.arange(1_000_000)
+        >>> s.freeze("x") > 7_000_000
+        True
+        >>> int(s["x"].sum())
+        499999500000
+        """
+        return self._freeze(key, False)
+
+    def thaw(self, key: str) -> int:
+        """Make what is compressed of the newest content of a key raw again. Returns the bytes made raw.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        CorruptError
+            A block is damaged.
+        StoreFullError
+            There is no room for even one block.
+
+        Examples
+        --------
+        >>> import numpy as np, pagestone as ps
+        >>> s = ps.open()
+        >>> s["x"] = np.zeros(131_072)
+        >>> _ = s.freeze("x")
+        >>> s.thaw("x")
+        1048576
+        """
+        return self._freeze(key, True)
+
+    def prefetch(self, key: str, index: Any = ...) -> None:
+        """Decompress ahead what is about to be read, and verify it.
+
+        Parameters
+        ----------
+        key : str
+        index : int, slice, ... or tuple of them, optional
+            What part of an array, as in ``s[key][index]``; default: all.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        CorruptError
+            A block is damaged. Touching it in a mapping would be SIGBUS.
+        IndexError, TypeError
+            The index does not fit the array, or is not a basic one.
+
+        Notes
+        -----
+        Nothing else waits for this: pages that are not here come when they are touched. What was brought may be dropped
+        again under memory pressure before it is used.
+
+        Examples
+        --------
+        >>> import numpy as np, pagestone as ps
+        >>> s = ps.open()
+        >>> s["x"] = np.arange(1_000_000).reshape(1000, 1000)
+        >>> _ = s.freeze("x")
+        >>> s.prefetch("x", np.s_[500:510])
+        """
+        with Snapshot(self) as snapshot:
+            snapshot.prefetch(key, index)
 
     # --- transactions
 

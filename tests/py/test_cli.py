@@ -118,6 +118,8 @@ def test_help_names_every_command_of_the_contract_and_no_other():
         "check",
         "gc",
         "compact",
+        "freeze",
+        "thaw",
         "export",
         "import",
         "doctor",

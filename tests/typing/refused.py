@@ -8,7 +8,7 @@ s = ps.open("x.ps", "a", "1GB")  # error: call-arg
 s[1] = 2  # error: index
 s.group(1)  # error: arg-type
 s.snapshot()["x"] = "y"
-s.freeze("x")  # error: attr-defined
+s.freeze(1)  # error: arg-type
 s.tag(5)  # error: arg-type
 n: str = s.version  # error: assignment
 s.begin(message=5)  # error: arg-type
