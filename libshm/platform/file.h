@@ -25,6 +25,7 @@ enum pgs__map_kind {
     PGS__MAP_COW_READ, /* MAP_PRIVATE, PROT_READ */
 };
 
+#define PGS__IMAGE_MEMFD "pagestone-image" /* a cache: the recorder leaves it out */
 struct pgs__file_ops {
     int (*open)(const char *path, int flags, mode_t mode); /* fd */
     int (*openat)(int dir_fd, const char *name, int flags, mode_t mode);

@@ -339,13 +339,15 @@ static int rec_open(const char *path, int flags, mode_t mode)
     return fd;
 }
 
+/* The image of cold data (txn/image.c) is a cache: no crash state has it, and it is larger than any file that could be replayed. */
 static int rec_memfd(const char *name)
 {
     struct stat st;
     char path[32];
+    bool cache = strcmp(name, PGS__IMAGE_MEMFD) == 0;
     rec_lock();
     int fd = rec.below->memfd(name);
-    if (fd >= 0 && fstat(fd, &st) == 0) {
+    if (fd >= 0 && !cache && fstat(fd, &st) == 0) {
         uint32_t file = file_new(&st);
         snprintf(path, sizeof path, "memfd-%u", file);
         log_rec(PGS__REC_CREATE, file, 0600, 0, 0, path, NULL, NULL);

@@ -153,7 +153,7 @@ static int make(struct pgs__session *s)
     struct rlimit limit; /* asked first: going over it raises SIGXFSZ, which kills */
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) return -EFBIG;
     memcpy(h.uuid, s->pf.uuid, sizeof h.uuid);
-    int first = pgs__file_ops->memfd("pagestone-image");
+    int first = pgs__file_ops->memfd(PGS__IMAGE_MEMFD);
     if (first < 0) return first;
     int fd = open_again(first, O_RDWR);
     pgs__file_ops->close(first);
