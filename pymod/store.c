@@ -5,17 +5,17 @@
  */
 #include "pymod/core.h"
 
-/* StoreBase(path: bytes|None, handle: bytes|None, mode, size, durability, history_kind, history_value, timeout_ns, checksums, allow_pickle: -1|0|1) */
+/* StoreBase(path: bytes|None, handle: bytes|None, mode, size, durability, history_kind, history_value, timeout_ns, checksums, allow_pickle: -1|0|1, freeze_ns=0) */
 static PyObject *store_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
 {
     PyObject *path;
     Py_buffer handle = {0};
     int mode, durability, history, checksums, allow;
-    unsigned long long size, history_value;
+    unsigned long long size, history_value, freeze = 0;
     long long timeout;
     (void)kw;
-    if (!PyArg_ParseTuple(args, "Oz*iKiiKLii", &path, &handle, &mode, &size, &durability, &history, &history_value,
-                          &timeout, &checksums, &allow))
+    if (!PyArg_ParseTuple(args, "Oz*iKiiKLii|K", &path, &handle, &mode, &size, &durability, &history, &history_value,
+                          &timeout, &checksums, &allow, &freeze))
         return NULL;
     if (path != Py_None && !PyBytes_Check(path)) {
         PyBuffer_Release(&handle);
@@ -33,6 +33,7 @@ static PyObject *store_new(PyTypeObject *tp, PyObject *args, PyObject *kw)
                               .history_value = history_value,
                               .timeout_ns = timeout,
                               .checksums = checksums,
+                              .freeze_ns = freeze,
                               .interrupted = core_interrupted};
     struct pgs_error err = {0};
     struct pgs_info info;
@@ -535,11 +536,12 @@ static PyObject *store_info(PyObject *self, PyObject *unused)
     if (!s) return NULL;
     int rc = pgs_store_info(s, &i, &err);
     if (rc < 0) return core_raise(rc, &err);
-    return Py_BuildValue(
-        "{sNsy#sisisisKsisisKsiss}", "path", i.path ? PyUnicode_DecodeFSDefault(i.path) : Py_NewRef(Py_None), "uuid",
-        (const char *)i.uuid, (Py_ssize_t)16, "mode", (int)i.mode, "read_only", i.read_only, "owner_private",
-        i.owner_private, "quota", (unsigned long long)i.quota, "durability", (int)i.durability, "history",
-        (int)i.history, "history_value", (unsigned long long)i.history_value, "checksums", i.checksums, "fs", i.fs);
+    return Py_BuildValue("{sNsy#sisisisKsisisKsisssK}", "path",
+                         i.path ? PyUnicode_DecodeFSDefault(i.path) : Py_NewRef(Py_None), "uuid", (const char *)i.uuid,
+                         (Py_ssize_t)16, "mode", (int)i.mode, "read_only", i.read_only, "owner_private",
+                         i.owner_private, "quota", (unsigned long long)i.quota, "durability", (int)i.durability,
+                         "history", (int)i.history, "history_value", (unsigned long long)i.history_value, "checksums",
+                         i.checksums, "fs", i.fs, "freeze_ns", (unsigned long long)i.freeze_ns);
 }
 
 static PyObject *store_version(PyObject *self, void *ctx)

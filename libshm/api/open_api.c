@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "libshm/platform/mem.h"
+#include "libshm/txn/policy.h"
 #include "libshm/txn/store.h"
 #include "libshm/txn/upkeep.h"
 
@@ -45,7 +46,7 @@ static int check_options(const struct pgs_options *o, struct pgs_error *err)
 
 static bool has_settings(const struct pgs_options *o)
 {
-    return o->size || o->durability || o->history || o->checksums;
+    return o->size || o->durability || o->history || o->checksums || o->freeze_ns;
 }
 
 /* Takes the session's reference, also when it fails. */
@@ -151,8 +152,10 @@ int pgs_close(pgs_store *st, struct pgs_error *err)
     struct pgs__ledger l;
     int rc = pgs__meta_begin(st->s, &l, err);
     if (rc) return rc;
+    static const struct pgs__wait soon = {.timeout_ns = 1000000000};
     bool ordered = l.meta.hdr.durability == PGS_DUR_ORDERED;
     pgs__meta_end(st->s, &l);
+    if (atomic_load(&st->s->ctl.c->state) == 1) (void)pgs__policy_step(st->s, &soon, PGS__POLICY_STEP, NULL, NULL);
     if (!ordered || atomic_load(&st->s->ctl.c->state) != 1) return 0; /* replaced: its commits are nobody's any more */
     rc = pgs__make_durable(st->s, &st->wait, err);
     if (rc != -PGS_ESTALE) return rc;
@@ -174,6 +177,7 @@ int pgs_store_info(pgs_store *st, struct pgs_info *out, struct pgs_error *err)
     const struct pgs__pagefile *pf = &st->s->pf;
     struct pgs_info i = {.path = pf->anonymous ? NULL : pf->path, .mode = st->mode, .owner_private = st->owner_private};
     struct pgs__ledger l;
+    struct pgs__policy policy;
     enum pgs__fs_kind kind;
     int rc = pgs__store_use(st, false, err);
     if (rc == 0) rc = pgs__meta_begin(st->s, &l, err);
@@ -184,7 +188,10 @@ int pgs_store_info(pgs_store *st, struct pgs_info *out, struct pgs_error *err)
     i.history = (enum pgs_history_kind)hdr->history_kind;
     i.history_value = hdr->history_value;
     i.checksums = hdr->checksums != 0;
+    rc = pgs__policy_get(&l, &policy, err);
     pgs__meta_end(st->s, &l);
+    if (rc) return rc;
+    i.freeze_ns = policy.age_ns;
     memcpy(i.uuid, pf->uuid, sizeof i.uuid);
     i.read_only = st->mode == PGS_MODE_R || !st->s->writable;
     if (pf->anonymous && !pf->path)

@@ -1,6 +1,7 @@
 /* Pagestone | api/txn_api — transactions: arguments are checked here, everything else is txn's.
  * SPDX-License-Identifier: Apache-2.0
  */
+#include "libshm/txn/policy.h"
 #include "libshm/txn/txn.h"
 
 static int check_key(const void *key, size_t len, struct pgs_error *err)
@@ -49,7 +50,9 @@ int pgs_txn_abort(pgs_txn *t, struct pgs_error *err)
 
 int pgs_txn_commit(pgs_txn *t, const char *message, uint64_t *version, struct pgs_error *err)
 {
-    return pgs__txn_commit(t, message, version, err);
+    int rc = pgs__txn_commit(t, message, version, err);
+    if (rc == 0) pgs__policy_after_commit(t->s);
+    return rc;
 }
 
 int pgs_txn_conflicts(pgs_txn *t, const struct pgs_conflict **list, size_t *n, uint64_t *version)

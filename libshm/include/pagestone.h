@@ -92,6 +92,8 @@ struct pgs_options {
     uint64_t history_value; /* versions, bytes or ns */
     int64_t timeout_ns;     /* longest wait for another's lock; < 0: for ever; 0: 30 s */
     int checksums;          /* of array data: 0 keep (new stores: on, but off on tmpfs and memfd), 1 on, -1 off */
+    uint64_t
+        freeze_ns; /* compress what did not change for so long; 0: keep (new stores: nothing); UINT64_MAX: nothing */
     int (*interrupted)(void *ctx); /* polled while waiting; nonzero ends the call with PGS_EINTR. May be NULL */
     void *interrupted_ctx;
 };
@@ -120,7 +122,8 @@ struct pgs_info {     /* of an open store */
     enum pgs_history_kind history;
     uint64_t history_value;
     int checksums;
-    char fs[32]; /* "tmpfs", "memfd", "ext4", … */
+    uint64_t freeze_ns; /* 0: nothing is compressed by itself */
+    char fs[32];        /* "tmpfs", "memfd", "ext4", … */
 };
 PGS_PUBLIC int pgs_store_info(pgs_store *s, struct pgs_info *out, struct pgs_error *err);
 PGS_PUBLIC uint64_t pgs_store_version(pgs_store *s); /* newest; no system call */

@@ -20,6 +20,7 @@
 #include "libshm/platform/inject.h"
 #include "libshm/txn/forking.h"
 #include "libshm/txn/image.h"
+#include "libshm/txn/policy.h"
 #include "libshm/txn/session_impl.h"
 
 static bool active; /* prepare did its part; lock: REGISTRY */
@@ -207,6 +208,7 @@ static void child_one(struct pgs__session *s)
     s->spare_slot = PGS__NO_SLOT;
     s->meta_readers = 0;
     pgs__image_forked(s);
+    pgs__policy_forked(s);
     f->how = PGS__FORK_NONE;
     atomic_fetch_add(&s->fork_count, 1);
 }

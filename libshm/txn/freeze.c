@@ -72,13 +72,20 @@ static int interrupted(const struct pgs__freeze *f, struct pgs_error *err)
     return pgs__fail(err, PGS_EINTR, "interrupted; what was done stays done");
 }
 
+/* Of a round: no more than it can have, and than are left. */
+static size_t most_blocks(const struct pgs__freeze *f, size_t wanted)
+{
+    uint64_t left = f->next < f->stop ? (f->stop - f->next - 1) / PGS__COLD_PAGES + 1 : 1;
+    return (size_t)pgs__min_u64(pgs__min_u64(wanted, PGS__FREEZE_BLOCKS), left);
+}
+
 static int rounds(struct pgs__freeze *f, uint64_t *bytes, struct pgs_error *err)
 {
     struct squeeze q = {false};
     uint64_t total = 0;
     int rc = 0;
-    f->limit = PGS__FREEZE_BLOCKS;
-    while (rc == 0 && f->next != UINT64_MAX) {
+    f->limit = most_blocks(f, PGS__FREEZE_BLOCKS);
+    while (rc == 0 && f->next < f->stop) {
         struct pgs_error local = {0};
         uint64_t from = f->next;
         rc = interrupted(f, err);
@@ -87,7 +94,7 @@ static int rounds(struct pgs__freeze *f, uint64_t *bytes, struct pgs_error *err)
         total += f->gain;
         if (rc == 0) {
             q.collected = false;
-            f->limit = pgs__min_u64(2 * f->limit, PGS__FREEZE_BLOCKS);
+            f->limit = most_blocks(f, 2 * f->limit);
         } else if (rc == -PGS_EFULL && squeeze(f, &q)) {
             f->next = from;
             rc = 0;
@@ -106,7 +113,7 @@ static int rounds(struct pgs__freeze *f, uint64_t *bytes, struct pgs_error *err)
 }
 
 static int change(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, bool thaw,
-                  uint64_t *bytes, struct pgs_error *err)
+                  uint64_t *next, uint64_t most, uint64_t *bytes, struct pgs_error *err)
 {
     struct pgs__freeze *f = pgs__calloc(1, sizeof *f);
     if (!f) return pgs__fail(err, PGS_ENOMEM, "no memory to freeze or thaw");
@@ -115,7 +122,10 @@ static int change(struct pgs__session *s, const struct pgs__wait *w, const void 
     f->key = key;
     f->len = len;
     f->thaw = thaw;
+    f->next = *next;
+    f->stop = most < UINT64_MAX - *next ? *next + most : UINT64_MAX;
     int rc = rounds(f, bytes, err);
+    *next = f->next;
     pgs__free(f->parts);
     pgs__free(f->page_xxh);
     pgs__free(f);
@@ -125,13 +135,24 @@ static int change(struct pgs__session *s, const struct pgs__wait *w, const void 
 int pgs__freeze(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *bytes,
                 struct pgs_error *err)
 {
-    return change(s, w, key, len, false, bytes, err);
+    uint64_t next = 0;
+    return change(s, w, key, len, false, &next, UINT64_MAX, bytes, err);
 }
 
 int pgs__thaw(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *bytes,
               struct pgs_error *err)
 {
-    return change(s, w, key, len, true, bytes, err);
+    uint64_t next = 0;
+    return change(s, w, key, len, true, &next, UINT64_MAX, bytes, err);
+}
+
+int pgs__freeze_part(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *next,
+                     uint64_t most, uint64_t *done, struct pgs_error *err)
+{
+    uint64_t from = *next;
+    int rc = change(s, w, key, len, false, next, most, NULL, err);
+    *done = *next == UINT64_MAX ? most : *next - from;
+    return rc;
 }
 
 /* --- ahead of need ---------------------------------------------------------------------------------------------------------------------- */

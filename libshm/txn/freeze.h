@@ -11,6 +11,9 @@
  * on). Maintenance: no version, no conflict. What changes meanwhile is left out. -PGS_ENOENT; -PGS_ECORRUPT names the key: nothing damaged is frozen; -PGS_EFULL: there was no room for the first block. */
 int pgs__freeze(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *bytes,
                 struct pgs_error *err);
+/* The same from logical page *next on, for about `most` pages, of which *done were passed. *next: where it stopped; UINT64_MAX: at the end. */
+int pgs__freeze_part(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *next,
+                     uint64_t most, uint64_t *done, struct pgs_error *err);
 /* The reverse. *bytes: of pages that are raw now. */
 int pgs__thaw(struct pgs__session *s, const struct pgs__wait *w, const void *key, size_t len, uint64_t *bytes,
               struct pgs_error *err);

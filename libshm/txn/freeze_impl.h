@@ -40,6 +40,7 @@ struct pgs__freeze {
     size_t n_blocks, limit;
     struct pgs__freeze_part *parts;
     size_t n_parts, cap_parts;
+    uint64_t stop; /* no round begins at this page or behind */
     uint64_t next; /* logical page at which the next round begins; UINT64_MAX: there is none */
     uint64_t *page_xxh;
     bool checked; /* the stream was verified in this call */

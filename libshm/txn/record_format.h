@@ -24,6 +24,7 @@
  *   'D' end page               -> n_pages                   free pages in chunks that hold data; never across a chunk boundary
  *   'z' slot                   -> struct pgs__cold_block    a compressed block (extents/cold.h). Under 'd' and 'r', p may be a page of the image: no counter has those
  *   'Z'                        -> struct pgs__cold_total    the next slot, and what all blocks occupy (ledger.h)
+ *   'F'                        -> struct pgs__policy        what is compressed by itself (policy.h)
  *   'l' version, part          -> log entry (ledger_log.c)  parts of ≤ 1,000 bytes
  */
 #ifndef PGS_TXN_RECORD_FORMAT_H

@@ -78,7 +78,15 @@ struct pgs__fork { /* what the prepare hook made ready for the child; between pr
     uint64_t tag;
     int fd;
 };
-struct pgs__image; /* txn/image.h */
+struct pgs__image;            /* txn/image.h */
+struct pgs__policy_pass {     /* txn/policy.h: a pass over the catalog, of this process */
+    _Atomic uint64_t next_ns; /* CLOCK_BOOTTIME: commits do nothing before */
+    _Atomic bool busy;        /* a thread is at it; what follows is its */
+    uint64_t target;          /* version; 0: no pass is under way */
+    uint64_t page;            /* > 0: of the object `key`, where to go on */
+    size_t len;               /* of key: the last one that was dealt with; 0: none */
+    uint8_t key[PGS_MAX_KEY];
+};
 struct pgs__session {
     struct pgs__session *next; /* rooted at session.c: registry; lock: REGISTRY */
     _Atomic int64_t refs;
@@ -114,6 +122,7 @@ struct pgs__session {
     struct pgs__space *space; /* txn/claim_space.c: what this process knows about free space. Ends by pgs__space_end */
     _Atomic uint64_t bytes_copied, bytes_shared;
     _Atomic uint64_t last_sweep_ns;
+    struct pgs__policy_pass policy;
     struct pgs__image *image; /* how compressed data is mapped; NULL: no memory for it */
     struct pgs__advance advance;
 };

@@ -15,6 +15,7 @@
 #include "libshm/txn/upkeep.h"
 
 #include "libshm/platform/mem.h"
+#include "libshm/txn/policy.h"
 
 #include <stdlib.h>
 
@@ -293,16 +294,22 @@ int pgs__settings_apply(struct pgs__session *s, const struct pgs__wait *w, const
     struct pgs__commit c;
     int rc = pgs__meta_begin(s, &l, err);
     if (rc) return rc;
+    struct pgs__policy policy;
     bool differ = settings_edit(&l.meta.hdr, opt); /* a copy: nothing is written through it */
+    rc = pgs__policy_get(&l, &policy, err);
+    differ |= pgs__policy_edit(&policy, opt->freeze_ns, 0, 0);
     pgs__meta_end(s, &l);
-    if (!differ) return 0;
+    if (rc || !differ) return rc;
     rc = pgs__commit_begin(&c, s, w, err);
     if (rc) return rc;
     rc = pgs__commit_start(&c, false, err);
     if (rc == 0) {
         c.freeing = true; /* raising the quota of a full store must work */
         (void)settings_edit(&c.l.meta.hdr, opt);
-        return pgs__commit_end(&c, NULL, err);
+        rc = pgs__policy_get(&c.l, &policy, err);
+        if (rc == 0 && pgs__policy_edit(&policy, opt->freeze_ns, c.l.meta.hdr.version, pgs__clock_real_ns()))
+            rc = pgs__policy_put(&c.l, &policy, err);
+        if (rc == 0) return pgs__commit_end(&c, NULL, err);
     }
     pgs__commit_abandon(&c);
     return rc;
@@ -310,9 +317,12 @@ int pgs__settings_apply(struct pgs__session *s, const struct pgs__wait *w, const
 
 int pgs__gc(struct pgs__session *s, const struct pgs__wait *w, struct pgs_error *err)
 {
+    bool more = true;
+    int rc = 0;
     (void)pgs__sweep(s, true);
     pgs__advance_ask(s, false);
-    int rc = pgs__drain(s, w, false, NULL, err);
+    while (rc == 0 && more) rc = pgs__policy_step(s, w, PGS__POLICY_STEP, &more, err);
+    if (rc == 0) rc = pgs__drain(s, w, false, NULL, err);
     if (rc == 0) rc = pgs__make_durable(s, w, err);
     struct pgs__space *sp = pgs__space_of(s);
     if (sp) {

@@ -72,7 +72,7 @@ def info(args: argparse.Namespace) -> int:
                 "path": about["path"], "uuid": about["uuid"], "file_system": about["file_system"],
                 "version": snapshot.version, "time": out.iso(snapshot.time), "keys": len(snapshot),
                 "versions_kept": stat_.versions, "tags": len(store.tags), "live": stat_.live, "compressed": stat_.compressed, "file_size": stat_.file_size,
-                "size": about["size"], "durability": about["durability"], "history": about["history"],
+                "size": about["size"], "durability": about["durability"], "history": about["history"], "freeze": about["freeze"],
                 "checksums": about["checksums"], "read_only": about["read_only"],
             }  # fmt: skip
         else:

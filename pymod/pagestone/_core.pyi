@@ -111,6 +111,7 @@ class StoreBase:
         timeout_ns: int,
         checksums: int,
         allow_pickle: int,
+        freeze_ns: int = ...,
         /,
     ) -> Self: ...
     def __getitem__(self, key: str, /) -> Any: ...

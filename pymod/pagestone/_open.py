@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+from ._errors import NotSupportedError
 from ._store import Store
 
 _MODES = {"r": 1, "r+": 2, "a": 3, "w": 4, "x": 5}
@@ -76,6 +77,31 @@ def _history(history: Any) -> tuple[int, int]:
     return 2, n
 
 
+def parse_freeze(freeze: Any) -> int:
+    """freeze_ns of pgs_options for None, ``"older than 1h"``, ``"never"``."""
+    if freeze is None:
+        return 0
+    if not isinstance(freeze, str):
+        raise TypeError(f"freeze must be a str or None, not {type(freeze).__name__}")
+    if freeze == "never":
+        return 2**64 - 1
+    if freeze == "history":
+        raise NotSupportedError(
+            'freeze="history" (old versions compressed, the newest raw) is not there yet: freeze="older than 1h" compresses '
+            "what was not changed for an hour, whatever version shows it, and freeze(key) compresses now"
+        )
+    words = freeze.split(None, 2)
+    m = _NUMBER.fullmatch(words[2]) if len(words) == 3 and words[:2] == ["older", "than"] else None
+    if not m or m[2].lower() not in _TIME_UNITS:
+        raise ValueError(
+            f'freeze {freeze!r} is not understood: "older than" and an age ("90s", "30min", "1h", "7d"), "never", or None'
+        )
+    ns = int(float(m[1]) * _TIME_UNITS[m[2].lower()] * 1e9)
+    if not 0 < ns < 2**63:
+        raise ValueError(f"freeze {freeze!r} is out of range: an age is more than 0 and less than 292 years")
+    return ns
+
+
 def open(
     path: str | os.PathLike[str] | None = None,
     mode: str = "a",
@@ -83,6 +109,7 @@ def open(
     size: int | str | None = None,
     durability: str | None = None,
     history: int | str | None = None,
+    freeze: str | None = None,
     allow_pickle: bool | None = None,
     timeout: float | None = 30,
 ) -> Store:
@@ -107,6 +134,9 @@ def open(
     history : int or str, optional
         What is kept besides tags and what readers use: a number of versions, a byte budget ``"64MB"``, an age ``"1h"``,
         ``"all"`` or 0. Default: a tenth of the live bytes, at least 64 MB.
+    freeze : str, optional
+        ``"older than 1h"``: keys that were not changed for so long are compressed, a part after a commit now and then, another
+        at close, the rest by :meth:`Store.gc`. ``"never"``: nothing is, but by :meth:`Store.freeze`. Kept in the store.
     allow_pickle : bool, optional
         Whether pickled objects are loaded. Default: only where nobody but the calling user (or root) can write the store.
     timeout : float, optional
@@ -137,13 +167,14 @@ def open(
         raise ValueError(f"durability {durability!r} is not one of 'none', 'ordered', 'full'")
     if path is None and mode in ("r", "r+"):
         raise ValueError(f"an anonymous store (path=None) is always new: mode {mode!r} needs a path")
-    if mode == "r" and not (size is durability is history is None):
-        raise ValueError("mode 'r' cannot change size, durability or history: open with 'r+'")
+    if mode == "r" and not (size is durability is history is freeze is None):
+        raise ValueError("mode 'r' cannot change size, durability, history or freeze: open with 'r+'")
     if allow_pickle not in (None, True, False):
         raise TypeError(f"allow_pickle is True, False or None, not {allow_pickle!r}")
     if path is not None and not os.fspath(path):
         raise FileNotFoundError(2, "an empty path names no store: use None for an anonymous one")
     kind, value = parse_history(history)
+    freeze_ns = parse_freeze(freeze)
     return Store._open(
         None if path is None else os.fsencode(os.path.abspath(path)),
         None,
@@ -155,6 +186,7 @@ def open(
         timeout_ns(timeout),
         0,
         -1 if allow_pickle is None else int(bool(allow_pickle)),
+        freeze_ns,
     )
 
 

@@ -656,7 +656,8 @@ class Store(_core.StoreBase, AtomicMapping):
         return Stat(**self._stat())
 
     def gc(self) -> None:
-        """Reclaim everything that nobody needs, now; on disk also make everything durable."""
+        """Reclaim everything that nobody needs, now; on disk also make everything durable. Freezes what ``freeze=`` of
+        :func:`pagestone.open` says."""
         self._gc()
 
     def compact(self) -> None:
@@ -694,6 +695,7 @@ class Store(_core.StoreBase, AtomicMapping):
             "durability": _DURABILITY_NAMES.get(i["durability"]),
             "history": history.get(i["history"]),
             "checksums": bool(i["checksums"]),
+            "freeze": f"older than {i['freeze_ns'] / 1e9:g}s" if i["freeze_ns"] else None,
             "allow_pickle": self.allow_pickle,
             "file_system": i["fs"],
             "version": self.version,

@@ -321,6 +321,39 @@ while True:
         assert s.check().leaked == 0
 
 
+# --- by itself -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_changed_for_some_time_is_frozen_by_gc(shm_path):
+    with ps.open(shm_path, freeze="older than 0.5s") as s:
+        assert s.info()["freeze"] == "older than 0.5s"
+        s["old"] = x = walk(1 << 20)
+        time.sleep(0.6)
+        s["new"] = x
+        s.gc()
+        assert s.snapshot()._cold("old")[0] == 1 << 20 and s.snapshot()._cold("new")[0] == 0
+        assert s.version == 2 and np.array_equal(s["old"], x)
+    assert in_process("print(ps.open(sys.argv[1]).info()['freeze'])", shm_path) == "older than 0.5s"
+    time.sleep(0.6)
+    with ps.open(shm_path):
+        pass
+    with ps.open(shm_path, freeze="never") as s:  # the close before did the rest
+        assert s.snapshot()._cold("new")[0] == 1 << 20
+        assert s.info()["freeze"] is None
+    with pytest.raises(ValueError, match="r\\+"):
+        ps.open(shm_path, "r", freeze="never")
+
+
+@pytest.mark.parametrize(
+    "freeze, error", [("", ValueError), ("1h", ValueError), ("older than", ValueError), ("older than 3", ValueError),
+                      ("older than 3 apples", ValueError), ("older than 0s", ValueError), ("older than 999999999999w", ValueError),
+                      (5, TypeError), ("history", ps.NotSupportedError)],
+)  # fmt: skip
+def test_policies_that_are_none(freeze, error):
+    with pytest.raises(error, match="freeze"):
+        ps.open(freeze=freeze)
+
+
 # --- the budget of the eager way -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@
 #include "libshm/txn/cold_table.h"
 #include "libshm/txn/commit.h"
 #include "libshm/txn/freeze.h"
+#include "libshm/txn/policy.h"
 #include "libshm/txn/store.h"
 #include "libshm/txn/upkeep.h"
 #include "tests/unit/txn_testing.h"
@@ -896,6 +897,162 @@ TEST(a_store_on_disk_is_cold_when_it_is_opened_again_and_for_readers)
     }
     rmdir(path);
     rmdir(dir);
+    free(p);
+}
+
+/* --- the policy ------------------------------------------------------------------------------------------------------------------------------------------- */
+static uint64_t cold_bytes(pgs_store *s, const char *key)
+{
+    pgs_snapshot *sn;
+    struct pgs_object o;
+    uint64_t cold, packed;
+    CHECK_OK(pgs_snapshot_head(s, &sn, &err));
+    CHECK_OK(pgs_get(sn, KEY(key), &o, &err));
+    CHECK_OK(pgs_cold_size(sn, &o, &cold, &packed, &err));
+    pgs_snapshot_unref(sn);
+    return cold;
+}
+
+TEST(what_is_old_is_frozen_by_gc_once)
+{
+    pgs_store *s;
+    struct pgs_options o = {.mode = PGS_MODE_A, .freeze_ns = 300000000};
+    struct pgs_info info;
+    size_t n = 2 * MB;
+    uint8_t *p = malloc(n);
+    char key[16];
+    CHECK_OK(pgs_open(NULL, &o, &s, &err));
+    CHECK_OK(pgs_store_info(s, &info, &err));
+    CHECK_EQ(info.freeze_ns, 300000000);
+    walk(p, n, 8);
+    for (int i = 0; i < 5; i++) {
+        snprintf(key, sizeof key, "old%d", i);
+        put(s, key, p, n, 8);
+    }
+    for (size_t i = 0; i < n; i++) p[i] = (uint8_t)rnd();
+    put(s, "noise", p, n, 8);
+    walk(p, n, 8);
+    CHECK_OK(pgs_gc(s, &err));
+    CHECK_EQ(stat_of(s).compressed, 0); /* too young */
+    usleep(350000);
+    put(s, "new", p, n, 8);
+    uint64_t version = pgs_store_version(s);
+    CHECK_OK(pgs_gc(s, &err));
+    for (int i = 0; i < 5; i++) {
+        snprintf(key, sizeof key, "old%d", i);
+        CHECK_EQ(cold_bytes(s, key), n);
+    }
+    CHECK_EQ(cold_bytes(s, "noise"), 0);
+    CHECK_EQ(cold_bytes(s, "new"), 0);
+    CHECK_EQ(pgs_store_version(s), version);
+    thaw(s, "old3");
+    usleep(350000);
+    put(s, "newer", p, n, 8);
+    CHECK_OK(pgs_gc(s, &err));
+    CHECK_EQ(cold_bytes(s, "new"), n);
+    CHECK_EQ(cold_bytes(s, "old3"), 0); /* as somebody wanted it */
+    put(s, "old3", p, n, 8);
+    o.freeze_ns = UINT64_MAX;
+    CHECK_OK(pgs__settings_apply(s->s, &s->wait, &o, &err));
+    usleep(350000);
+    CHECK_OK(pgs_gc(s, &err));
+    CHECK_EQ(cold_bytes(s, "old3"), 0);
+    CHECK_EQ(cold_bytes(s, "newer"), 0);
+    CHECK_OK(pgs_store_info(s, &info, &err));
+    CHECK_EQ(info.freeze_ns, 0);
+    o.freeze_ns = 1000;
+    CHECK_OK(pgs__settings_apply(s->s, &s->wait, &o, &err));
+    usleep(10000);
+    CHECK_OK(pgs_gc(s, &err));
+    CHECK_EQ(cold_bytes(s, "old3"), n);
+    all_is_well(s, "newer", p, n);
+    pgs_store_unref(s);
+    free(p);
+}
+
+TEST(a_pass_goes_on_where_it_stopped)
+{
+    pgs_store *s;
+    struct pgs_options o = {.mode = PGS_MODE_A, .freeze_ns = 1000};
+    size_t n = 3 * MB;
+    uint8_t *p = malloc(n);
+    bool more = true;
+    int steps = 0;
+    CHECK_OK(pgs_open(NULL, &o, &s, &err));
+    walk(p, n, 8);
+    put(s, "a", p, n, 8);
+    put(s, "b", p, n, 8);
+    put(s, "c", p, 5000, 8);
+    usleep(10000);
+    for (; more; steps++) {
+        CHECK_OK(pgs__policy_step(s->s, &s->wait, MB, &more, &err));
+        if (steps == 0) {
+            uint64_t cold = cold_bytes(s, "a");
+            CHECK(cold >= MB && cold < 2 * MB);
+        }
+        if (steps == 3) put(s, "b", p, n, 8); /* changed while a part of it is cold */
+        CHECK(steps < 20);
+    }
+    CHECK_EQ(cold_bytes(s, "a"), n);
+    CHECK_EQ(cold_bytes(s, "b"), 0);
+    usleep(10000);
+    CHECK_OK(pgs_gc(s, &err));
+    CHECK_EQ(cold_bytes(s, "b"), n);
+    all_is_well(s, "a", p, n);
+    all_is_well(s, "b", p, n);
+    pgs_store_unref(s);
+    free(p);
+}
+
+TEST(who_commits_and_who_closes_freezes_what_is_old)
+{
+    pgs_store *s, *other;
+    struct pgs_options o = {.mode = PGS_MODE_A, .freeze_ns = 1000};
+    size_t n = MB;
+    uint8_t *p = malloc(n);
+    char handle[4096];
+    CHECK_OK(pgs_open(NULL, &o, &s, &err));
+    walk(p, n, 8);
+    put(s, "a", p, n, 8);
+    usleep(10000);
+    put(s, "b", p, n, 8);
+    CHECK_EQ(cold_bytes(s, "a"), 0); /* once a minute, and not at first */
+    s->s->policy.next_ns = 1;
+    put(s, "b", p, n, 8);
+    CHECK_EQ(cold_bytes(s, "a"), n);
+    size_t len = pgs_store_handle(s, handle, sizeof handle);
+    usleep(10000);
+    o.freeze_ns = 0;
+    CHECK_OK(pgs_open_handle(handle, len, &o, &other, &err));
+    pgs_store_unref(other);
+    CHECK_EQ(cold_bytes(s, "b"), n);
+    all_is_well(s, "b", p, n);
+    pgs_store_unref(s);
+    free(p);
+}
+
+TEST(where_the_log_ends_a_mark_says_what_is_old)
+{
+    pgs_store *s;
+    struct pgs_options o = {.mode = PGS_MODE_A, .freeze_ns = 200000000, .history = PGS_HIST_COUNT};
+    struct pgs__ledger l;
+    struct pgs__policy policy;
+    CHECK_OK(pgs_open(NULL, &o, &s, &err));
+    CHECK_OK(pgs__meta_begin(s->s, &l, &err));
+    CHECK_OK(pgs__policy_get(&l, &policy, &err));
+    pgs__meta_end(s->s, &l);
+    CHECK(policy.mark_ns > 0 && policy.done == 0);
+    usleep(250000);
+    uint8_t *p = malloc(MB);
+    walk(p, MB, 8);
+    put(s, "a", p, MB, 8);
+    CHECK_OK(pgs_gc(s, &err)); /* nothing is old; the mark is: a new one */
+    CHECK_OK(pgs__meta_begin(s->s, &l, &err));
+    CHECK_OK(pgs__policy_get(&l, &policy, &err));
+    pgs__meta_end(s->s, &l);
+    CHECK_EQ(policy.mark_version, pgs_store_version(s));
+    CHECK_EQ(cold_bytes(s, "a"), 0);
+    pgs_store_unref(s);
     free(p);
 }
 
