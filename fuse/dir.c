@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * A directory handle keeps a snapshot and walks its keys: one step for each file, one seek to skip a group, however much lies below it. Then come symlinks, which are attribute records
- * without an object, then staging files. Offsets count entries; a handle whose walk is elsewhere (rewinddir, a new worker) starts again and skips.
+ * without an object, then staging files. Which these are is noted before the snapshot is taken, and they are left out of it: a file that is published meanwhile appears once all the same. Offsets count entries; a handle whose walk is elsewhere (rewinddir, a new worker) starts again and skips.
  *
  * READDIRPLUS gives inodes along: those of versions are valid for ever, those of head for a moment, so that ls -l need not ask for each name again.
  */
@@ -32,7 +32,7 @@ struct listing {
     uint64_t i;   /* within NAMES and STAGED */
     off_t next;   /* offset of the item that comes next */
     bool have;    /* item is that one */
-    char **names; /* of the root */
+    char **names; /* of the root; elsewhere those of staging files */
     size_t n_names;
     struct item item;
 };
@@ -187,12 +187,11 @@ static int start_phase(struct listing *l, enum phase phase)
     return view_errno(pgs_iter_snapshot(l->sn, prefix, len, &l->it, NULL));
 }
 
-static int hidden_by_staging(struct view *v, struct listing *l)
+static bool is_staged(const struct listing *l)
 {
-    char path[VIEW_PATH_MAX];
-    size_t len;
-    if (!v->writer || l->dir->scope != SCOPE_HEAD || path_join(l->dir, l->item.name, path, &len)) return 0;
-    return v->writer->hides(v, path, len);
+    for (size_t i = 0; i < l->n_names; i++)
+        if (!strcmp(l->names[i], l->item.name)) return true;
+    return false;
 }
 
 static int next_name(struct listing *l)
@@ -209,12 +208,31 @@ static int next_name(struct listing *l)
     return set_name(&l->item, name, strlen(name), "") ? -EIO : 1;
 }
 
+/* What has become of the staging files: they are still that, or were published. */
 static int next_staged(struct view *v, struct listing *l)
 {
-    if (!v->writer || l->dir->scope != SCOPE_HEAD) return 0;
-    int rc = v->writer->list(v, l->dir->path, l->dir->path_len, &l->i, l->item.name, &l->item.stage);
-    if (rc > 0) l->item.kind = INODE_STAGE;
-    return rc;
+    struct item *item = &l->item;
+    char path[VIEW_PATH_MAX];
+    size_t len;
+    while (l->i < l->n_names) {
+        const char *name = l->names[l->i++];
+        pgs_snapshot *head;
+        if (path_join(l->dir, name, path, &len) || set_name(item, name, strlen(name), "")) continue;
+        if (v->writer->lookup(v, path, len, &item->stage) > 0) {
+            item->kind = INODE_STAGE;
+            return 1;
+        }
+        if (find_path(l->sn, path, len, &item->found) == 0) {
+            if ((item->kind = item->found.kind) != INODE_FREE) return 1;
+            found_release(&item->found);
+        }
+        if (scope_open(v, SCOPE_HEAD, &head)) continue;
+        if (find_path(head, path, len, &item->found) == 0) item->kind = item->found.kind;
+        pgs_snapshot_unref(head);
+        if (item->kind != INODE_FREE) return 1;
+        record_release(&item->found.rec);
+    }
+    return 0;
 }
 
 /* Make l->item the item at l->next. 1, 0 (the end), -errno. */
@@ -242,7 +260,7 @@ static int fetch(struct view *v, struct listing *l)
             if (rc) return rc;
             continue;
         }
-        if (l->phase != STAGED && !names && hidden_by_staging(v, l))
+        if (l->phase != STAGED && !names && is_staged(l))
             clear_item(v, l);
         else
             l->have = true;
@@ -307,6 +325,27 @@ static int name_versions(struct view *v, struct listing *l)
     return rc ? rc : ok ? 0 : -ENOMEM;
 }
 
+/* --- staging files of a directory ---------------------------------------------------------------------------------------------------------------- */
+
+static int note_staged(struct view *v, struct listing *l)
+{
+    struct inode *n;
+    char name[256];
+    size_t cap = 0;
+    uint64_t i = 0;
+    if (!v->writer || l->dir->scope != SCOPE_HEAD) return 0;
+    while (v->writer->list(v, l->dir->path, l->dir->path_len, &i, name, &n) > 0) {
+        inode_forget(&v->share, inode_number(&v->share, n), 1);
+        if (l->n_names == cap) {
+            char **more = realloc(l->names, (cap = 2 * cap + 8) * sizeof *more);
+            if (!more) return -ENOMEM;
+            l->names = more;
+        }
+        if (!add_name(l, "", name, strlen(name))) return -ENOMEM;
+    }
+    return 0;
+}
+
 /* --- requests ------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void listing_free(struct view *v, struct listing *l)
@@ -334,8 +373,12 @@ static int listing_new(struct view *v, fuse_ino_t ino, uint64_t gen, struct list
     else if (!l->dir)
         rc = -ESTALE;
     else if (atomic_load(&l->dir->kind) == INODE_DIR) {
+        int noted = note_staged(v, l); /* before the snapshot: what is published in between is in both */
         rc = gen ? view_errno(pgs_snapshot_gen_open(v->store, gen, &l->sn, NULL)) : -ESTALE;
-        if (rc) rc = scope_open(v, l->dir->scope, &l->sn);
+        if (noted)
+            rc = noted;
+        else if (rc)
+            rc = scope_open(v, l->dir->scope, &l->sn);
     } else if (atomic_load(&l->dir->kind) != INODE_META || l->dir->a)
         rc = -ENOTDIR;
     if (rc)
