@@ -135,6 +135,28 @@ static void do_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_dat
 
 /* --- attributes ------------------------------------------------------------------------------------------------------------------------------ */
 
+/* An inode's attributes are asked for again after somebody has set them: a name that came with a listing still leads to the record before. What an open file keeps is its object's version. */
+static void newest_attributes(struct view *v, const struct inode *n, struct stat *st)
+{
+    pgs_snapshot *sn;
+    struct found f;
+    uint32_t kind = atomic_load(&n->kind);
+    if (n->scope != SCOPE_HEAD || (kind != INODE_FILE && kind != INODE_LINK) || scope_open(v, SCOPE_HEAD, &sn)) return;
+    if (find_path(sn, n->path, n->path_len, &f) == 0) {
+        bool same = (uint32_t)f.kind == kind && f.rec.id != n->c;
+        if (kind == INODE_FILE && (f.obj.id != n->a || f.obj.version != n->b)) same = false;
+        struct inode *now = same ? inode_of(v, sn, SCOPE_HEAD, n->path, n->path_len, &f) : NULL;
+        if (now) {
+            ino_t number = st->st_ino;
+            inode_stat(v, now, st);
+            st->st_ino = number;
+            inode_forget(&v->share, inode_number(&v->share, now), 1);
+        }
+        found_release(&f);
+    }
+    pgs_snapshot_unref(sn);
+}
+
 static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct view *v = view_of(req, REQ_GETATTR);
@@ -148,8 +170,10 @@ static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
         rc = -ESTALE;
     else if (atomic_load(&n->kind) == INODE_DIR || atomic_load(&n->kind) == INODE_META)
         rc = dir_stat(v, n, &st);
-    else
+    else {
         inode_stat(v, n, &st);
+        newest_attributes(v, n, &st);
+    }
     if (rc)
         fuse_reply_err(req, -rc);
     else
