@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -200,6 +201,54 @@ static int rename_committed(struct view *v, struct renaming *r, uint64_t *versio
     return rc;
 }
 
+/* --- names that the kernel may still believe ----------------------------------------------------------------------------------------------------------- */
+/* Names that came with a listing move along with their inodes in the kernel and are valid for a moment: the path of such an inode is the one before. */
+#define RECENT 16
+#define RECENT_NS INT64_C(1000000000)
+static struct {
+    pthread_mutex_t lock;
+    struct {
+        char *from, *to;
+        int64_t when;
+    } at[RECENT];
+    unsigned next;
+} recent = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void remember(const struct renaming *r)
+{
+    char *from = strndup(r->a.path, r->a.len), *to = strndup(r->b.path, r->b.len);
+    pthread_mutex_lock(&recent.lock);
+    unsigned i = recent.next++ % RECENT;
+    free(recent.at[i].from);
+    free(recent.at[i].to);
+    recent.at[i].from = from;
+    recent.at[i].to = to;
+    recent.at[i].when = now_real_ns();
+    pthread_mutex_unlock(&recent.lock);
+}
+
+bool rename_target(const char *path, size_t len, char to[VIEW_PATH_MAX], size_t *to_len)
+{
+    int64_t now = now_real_ns();
+    bool found = false;
+    memcpy(to, path, len);
+    *to_len = len;
+    pthread_mutex_lock(&recent.lock);
+    for (unsigned k = recent.next > RECENT ? recent.next - RECENT : 0; k < recent.next; k++) { /* oldest first */
+        const char *a = recent.at[k % RECENT].from, *b = recent.at[k % RECENT].to;
+        size_t n = a ? strlen(a) : 0, m = b ? strlen(b) : 0;
+        if (!a || !b || now - recent.at[k % RECENT].when > RECENT_NS) continue;
+        if (*to_len < n || memcmp(to, a, n) || (*to_len > n && to[n] != '/')) continue;
+        if (m + *to_len - n >= VIEW_PATH_MAX) continue;
+        memmove(to + m, to + n, *to_len - n);
+        memcpy(to, b, m);
+        *to_len += m - n;
+        found = true;
+    }
+    pthread_mutex_unlock(&recent.lock);
+    return found;
+}
+
 /* --- rename, with what is being written ------------------------------------------------------------------------------------------------------------ */
 static int check_target(struct view *v, const struct renaming *r)
 {
@@ -354,6 +403,7 @@ void write_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
             rc = -ENOTEMPTY;
         else
             rc = rename_one(v, &r);
+        if (rc == 0) remember(&r);
         if (rc == 0 && !dir && server_resent()) dir = is_committed_dir(v, &r.b); /* it may have died before this: */
         if (rc == 0 && dir) {
             move_stages(v, &r);

@@ -15,6 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define SHOWN_NS INT64_C(500000000) /* whoever was shown it so recently may be about to open it */
+
 int64_t now_real_ns(void)
 {
     struct timespec t;
@@ -221,6 +223,27 @@ void stage_wait_for_open(struct stage *g, int64_t ns)
     atomic_fetch_or(&g->flags, STAGE_PENDING);
 }
 
+/* What was seen without its lock may have been released since: the table's lock decides which of the two was first. A second ESTALE in a row would be the client's error. */
+bool stage_hold(struct writing *w, struct stage *g, const char *path, size_t len)
+{
+    pthread_mutex_lock(&w->table);
+    bool still = g->path_len == len && !memcmp(g->path, path, len);
+    if (still) stage_wait_for_open(g, STAGE_SOON_NS);
+    pthread_mutex_unlock(&w->table);
+    return still;
+}
+
+void stage_let_go(struct writing *w, struct stage *g)
+{
+    pthread_mutex_lock(&w->table);
+    bool last = stage_writers(g) <= 1;
+    bool soon = !(atomic_load(&g->flags) & (STAGE_CHANGED | STAGE_CLOSING)) && now_real_ns() - g->shown_ns < SHOWN_NS;
+    if (last && soon) stage_wait_for_open(g, STAGE_SOON_NS);
+    stage_recount(g, COUNT_WRITERS, COUNT_RELEASING);
+    if (last && !(atomic_load(&g->flags) & STAGE_PENDING)) g->path_len = 0;
+    pthread_mutex_unlock(&w->table);
+}
+
 static struct inode *counted(struct writing *w, struct stage *g)
 {
     struct inode *n = inode_of_slot(w, g);
@@ -234,8 +257,12 @@ int stage_lookup(struct view *v, const char *path, size_t len, struct inode **ou
     if (!w || w->n_used == 0) return 0;
     struct stage *g = stage_find(w, path, len);
     if (!g) return 0;
-    struct inode *n = stage_shows(w, g) ? counted(w, g) : NULL;
-    if (n) g->shown_ns = now_real_ns();
+    bool shows = stage_shows(w, g);
+    pthread_mutex_lock(&w->table);
+    shows = shows && g->path_len == len && !memcmp(g->path, path, len); /* see stage_hold */
+    if (shows) g->shown_ns = now_real_ns();
+    pthread_mutex_unlock(&w->table);
+    struct inode *n = shows ? counted(w, g) : NULL;
     stage_put(w, g);
     if (n) *out = n;
     return n != NULL;

@@ -117,6 +117,13 @@ struct inode *stage_inode(struct writing *w, const struct stage *g);
 bool stage_shows(struct writing *w, const struct stage *g);
 bool stage_agrees(struct writing *w, const struct stage *g); /* does the store still have what it goes on from? */
 void stage_wait_for_open(struct stage *g, int64_t ns);       /* make it PENDING */
+/* Where has what was under this path been moved a moment ago? false: nowhere. rename.c */
+bool rename_target(const char *path, size_t len, char to[VIEW_PATH_MAX], size_t *to_len);
+bool stage_hold(struct writing *w, struct stage *g, const char *path,
+                size_t len); /* the same for a moment, if it has this name */
+void stage_let_go(
+    struct writing *w,
+    struct stage *g); /* one writer less: the name goes with the last, unless somebody was just shown it */
 int stage_lookup(struct view *v, const char *path, size_t len, struct inode **out);
 bool stage_hides(struct view *v, const char *path, size_t len);
 int stage_list(struct view *v, const char *dir, size_t len, uint64_t *i, char name[256], struct inode **out);

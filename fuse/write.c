@@ -17,8 +17,6 @@
 
 #include "fuse/stage.h"
 
-#define SHOWN_NS INT64_C(500000000) /* whoever was shown it so recently may be about to open it */
-
 static struct inode *inode_of_req(fuse_req_t req, fuse_ino_t ino, struct view **v)
 {
     *v = fuse_req_userdata(req);
@@ -123,9 +121,9 @@ static int make_or_find(struct view *v, const char *path, size_t len, mode_t mod
     struct stage *g = stage_find(w, path, len);
     if (g && stage_shows(w, g)) {
         *out = g;
-        if (server_resent() || !(flags & O_EXCL)) return 0;
+        if (flags & O_EXCL ? server_resent() : stage_hold(w, g, path, len)) return 0;
         stage_put(w, g);
-        return -EEXIST;
+        return flags & O_EXCL ? -EEXIST : -ESTALE;
     }
     if (g) stage_put(w, g);
     int rc = may_create(v, path, len, flags);
@@ -156,7 +154,15 @@ void write_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
         fuse_reply_err(req, -rc);
         return;
     }
-    stage_opened(w, g, true); /* one who only reads has made it all the same */
+    stage_lock(w, g);
+    if (g->path_len == 0) rc = -ESTALE; /* one that was there, and went meanwhile: what is written would be nobody's */
+    if (rc == 0) stage_opened(w, g, true); /* one who only reads has made it all the same */
+    stage_unlock(w, g);
+    if (rc) {
+        stage_put(w, g);
+        fuse_reply_err(req, -rc);
+        return;
+    }
     stage_entry(w, g, &e);
     fi->fh = 1;
     fi->keep_cache = 1;
@@ -193,27 +199,30 @@ void write_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
 }
 
 /* --- opening --------------------------------------------------------------------------------------------------------------------------- */
-/* Make a staging file of what is committed under a path, if that is the revision (id, version), and let the name show it. */
-static int stage_committed(struct view *v, const struct inode *n, bool empty, uint64_t limit)
+/* Make a staging file of the committed file under a name, and let the name show it: 1. 0: there is none. */
+static int stage_name(struct view *v, const char *path, size_t len, bool empty, uint64_t limit)
 {
     struct writing *w = writing_of(v);
-    struct stage *g = stage_find(w, n->path, n->path_len);
+    struct stage *g = stage_find(w, path, len);
     pgs_snapshot *sn;
     struct found f;
     if (g) { /* it was just published, or somebody else is about to open it */
-        bool good = stage_shows(w, g) || stage_agrees(w, g);
-        if (good) stage_wait_for_open(g, STAGE_SOON_NS);
+        bool good = (stage_shows(w, g) || stage_agrees(w, g)) && stage_hold(w, g, path, len);
         stage_put(w, g);
-        if (good) return 0;
+        if (good) return 1;
     }
     int rc = scope_open(v, SCOPE_HEAD, &sn);
     if (rc) return rc;
-    rc = find_path(sn, n->path, n->path_len, &f);
-    if (rc == 0 && f.kind == INODE_FILE && f.obj.id == n->a) {
+    rc = find_path(sn, path, len, &f);
+    bool file = rc == 0 && f.kind == INODE_FILE;
+    struct inode *n = file ? inode_of(v, sn, SCOPE_HEAD, path, len, &f) : NULL;
+    if (file && !n) rc = -ENOMEM;
+    if (n) {
         struct stat st;
-        take_name(w, n->path, n->path_len);
+        take_name(w, path, len);
         inode_stat(v, n, &st);
-        rc = stage_make(w, n->path, n->path_len, st.st_mode, empty ? STAGE_CREATED : 0, &g);
+        inode_forget(&v->share, inode_number(&v->share, n), 1);
+        rc = stage_make(w, path, len, st.st_mode, empty ? STAGE_CREATED : 0, &g);
         if (rc == 0) {
             if (!empty) rc = stage_fill(w, g, sn, &f, limit);
             g->base_id = empty ? 0 : f.obj.id;
@@ -225,10 +234,33 @@ static int stage_committed(struct view *v, const struct inode *n, bool empty, ui
                 stage_wait_for_open(g, STAGE_SOON_NS);
             stage_put(w, g);
         }
-    } /* else the name has got another meaning: the kernel will see when it looks again */
+    }
     found_release(&f);
     pgs_snapshot_unref(sn);
-    return rc;
+    return rc ? rc : file;
+}
+
+static bool is_at_home(struct view *v, const struct inode *n)
+{
+    pgs_snapshot *sn;
+    struct found f;
+    if (scope_open(v, SCOPE_HEAD, &sn)) return true;
+    bool yes = find_path(sn, n->path, n->path_len, &f) == 0 && f.kind == INODE_FILE && f.obj.id == n->a;
+    found_release(&f);
+    pgs_snapshot_unref(sn);
+    return yes;
+}
+
+/* The name that was asked for may be the inode's, one that it was moved to a moment ago, or one that this path has by now for another object. The kernel asks once more, not twice: what it will
+ * find then is to be a staging file already. */
+static int stage_committed(struct view *v, const struct inode *n, bool empty, uint64_t limit)
+{
+    char to[VIEW_PATH_MAX];
+    size_t len;
+    bool moved = rename_target(n->path, n->path_len, to, &len) && !is_at_home(v, n);
+    int rc = stage_name(v, n->path, n->path_len, empty && !moved, limit);
+    if (rc >= 0 && moved) rc = stage_name(v, to, len, empty, limit);
+    return rc < 0 ? rc : 0;
 }
 
 void stage_from_committed(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file_info *fi)
@@ -412,11 +444,8 @@ static void release_writer(struct writing *w, struct stage *g)
         int rc = publish_stage(w, g);
         if (rc) server_log("not stored: %.*s: %s", (int)g->path_len, g->path, strerror(-rc));
     }
-    uint32_t flags = atomic_load(&g->flags);
-    bool soon = !(flags & (STAGE_CHANGED | STAGE_CLOSING)) && now_real_ns() - g->shown_ns < SHOWN_NS;
-    if (last && (half || soon)) stage_wait_for_open(g, half ? STAGE_HALF_NS : STAGE_SOON_NS);
-    stage_recount(g, COUNT_WRITERS, COUNT_RELEASING);
-    if (last && !(atomic_load(&g->flags) & STAGE_PENDING)) stage_set_path(w, g, "", 0);
+    if (half) stage_wait_for_open(g, STAGE_HALF_NS);
+    stage_let_go(w, g);
 }
 
 void stage_release(struct view *v, fuse_req_t req, struct inode *n, struct fuse_file_info *fi)
@@ -494,6 +523,12 @@ static int setattr_stage(struct view *v, struct inode *n, const struct stat *att
     return rc;
 }
 
+/* Does the kernel write back the times that it gave an inode when its name was moved or removed? fsync would report our ESTALE. utimensat(2) sets the access time, too. */
+static bool is_cached_time(int to_set)
+{
+    return (to_set & ~(FUSE_SET_ATTR_CTIME)) == FUSE_SET_ATTR_MTIME;
+}
+
 static int setattr_committed(struct view *v, struct inode *n, const struct stat *attr, int to_set, struct stat *out)
 {
     uint32_t kind = atomic_load(&n->kind);
@@ -506,6 +541,7 @@ static int setattr_committed(struct view *v, struct inode *n, const struct stat 
     int rc = to_set & (FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)
                  ? name_setattr(v, n, attr, to_set)
                  : 0;
+    if (rc == -ESTALE && kind == INODE_FILE && atomic_load(&n->open) && is_cached_time(to_set)) rc = 0;
     if (rc) return rc;
     if (kind == INODE_DIR) return dir_stat(v, n, out);
     inode_stat(v, n, out);
