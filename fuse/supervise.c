@@ -431,6 +431,8 @@ int server_main(const struct worker_program *program, const struct server_option
 {
     char why[400];
     int p[2];
+    /* Who waits for "ready" may be dead: hold_fd tells, and it is nothing to die of, which would leave a worker without a supervisor. */
+    signal(SIGPIPE, SIG_IGN);
     sup.ready_fd = opt->ready_fd;
     if (fuse_lib_load(why, sizeof why) || mount_device_usable(why, sizeof why) ||
         mount_prepare(opt->mountpoint, why, sizeof why))

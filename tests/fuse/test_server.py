@@ -398,3 +398,24 @@ def test_many_files_open_and_close_while_workers_die(toy: Path, point: Path, ser
         stop.set()
         killer.join()
     assert p.returncode == 0, p.stderr
+
+
+def test_a_starter_that_is_dead_when_the_server_is_ready_leaves_no_mount(toy: Path, point: Path):
+    ready, told = os.pipe()
+    held, hold = os.pipe()
+    os.close(ready)  # as if the starter had been killed: the line "ready" meets a broken pipe
+    command = [toy, "--view", "--foreground", "--ready-fd", str(told), "--hold-fd", str(held), "/tmp", point]
+    p = subprocess.Popen(command, pass_fds=[told, held], stderr=subprocess.DEVNULL)
+    os.close(told)
+    os.close(held)
+    try:
+        deadline = time.monotonic() + 20
+        while not mounted(point) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.close(hold)
+        assert p.wait(20) == 0
+        assert not mounted(point)
+    finally:
+        p.kill()
+        run(toy, "--umount", "--force", point)
