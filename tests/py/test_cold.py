@@ -368,6 +368,8 @@ def test_a_small_budget_serves_one_array_after_the_other(store, way, monkeypatch
     for _ in range(2):
         for i, a in enumerate(arrays):
             assert np.array_equal(store[f"k{i}"], a)
+    if "proc_fd" in os.environ.get("PAGESTONE_WITHOUT", "") or not os.path.exists("/proc/self/fd"):
+        return  # no image is shared then: each array is a copy of its own, and only one that is larger than the budget is refused
     kept = [store["k0"], store["k1"]]
     with pytest.raises(MemoryError, match=r"PAGESTONE_COLD_BUDGET.*FUSE"):
         store["k2"]
