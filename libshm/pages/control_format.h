@@ -39,8 +39,8 @@
 #define PGS__LOCK_SLOT(i) ((1ull << 62) + (i))     /* exclusive: process of slot i lives */
 #define PGS__LOCK_READ(gen) ((1ull << 61) + (gen)) /* shared: a reader without write permission pins gen */
 #define PGS__LOCK_READER                                                                                               \
-    PGS__LOCK_READ(0) /* shared: a reader without write permission lives; no generation is numbered 0 */
-#define PGS__PAGER_LOCK (1ull << 59)               /* exclusive: is starting a pager (txn/pager.c) */
+    PGS__LOCK_READ(0)                /* shared: a reader without write permission lives; no generation is numbered 0 */
+#define PGS__PAGER_LOCK (1ull << 59) /* exclusive: is starting a pager (txn/pager.c) */
 #define PGS__LOCK_META(gen) ((1ull << 60) + (gen)) /* shared: … reads meta data of gen or later */
 
 /* A copy of one generation's root. Cell gen & 3 holds gen; rewritten three commits later at the earliest. */

@@ -27,27 +27,27 @@ struct pgs__segments; /* window.c */
 struct pgs__cold_ops; /* extents/cold.h */
 
 struct pgs__pagefile {
-    _Atomic int fd; /* changes only when pgs__pagefile_check_fd had to reopen the file */
-    int dir_fd;     /* of the store's directory; -1 for memfds */
-    bool writable;  /* fd is O_RDWR */
-    bool anonymous; /* a memfd; or made in a directory that nobody knows (txn/anonymous_dir.c) */
+    _Atomic int fd;        /* changes only when pgs__pagefile_check_fd had to reopen the file */
+    int dir_fd;            /* of the store's directory; -1 for memfds */
+    bool writable;         /* fd is O_RDWR */
+    bool anonymous;        /* a memfd; or made in a directory that nobody knows (txn/anonymous_dir.c) */
     _Atomic bool unlinked; /* pgs__pagefile_check_fd saw a file without a name; never set for anonymous stores */
     enum pgs__fs_kind fs;
     uint64_t dev, ino;
     uint8_t uuid[16];
-    char *path;            /* of the directory, absolute; NULL for memfds */
-    const uint8_t *window; /* address of page 0; NULL when the whole file is reached through segments */
-    uint64_t window_pages; /* 0 without a window */
-    _Atomic bool ram_limited;                 /* no quota, and pages are memory; room.c, as the next three */
-    _Atomic uint64_t allowance;               /* bytes that may be taken without another look, … */
-    _Atomic uint64_t allowance_until;         /* … until then; pgs__clock_mono_ns */
-    _Atomic bool ram_short;                   /* until then nothing is allowed without a look */
+    char *path;                       /* of the directory, absolute; NULL for memfds */
+    const uint8_t *window;            /* address of page 0; NULL when the whole file is reached through segments */
+    uint64_t window_pages;            /* 0 without a window */
+    _Atomic bool ram_limited;         /* no quota, and pages are memory; room.c, as the next three */
+    _Atomic uint64_t allowance;       /* bytes that may be taken without another look, … */
+    _Atomic uint64_t allowance_until; /* … until then; pgs__clock_mono_ns */
+    _Atomic bool ram_short;           /* until then nothing is allowed without a look */
     _Atomic(struct pgs__segments *) segments; /* for pages beyond the window; made at first need; window.c */
     _Atomic uint64_t n_pages;                 /* file size in whole pages as last seen; grows only */
-    _Atomic uint64_t *verified; /* pgs__page_verified: mix(page, birth, xxh), direct-mapped, relaxed; window.c */
+    _Atomic uint64_t *verified;       /* pgs__page_verified: mix(page, birth, xxh), direct-mapped, relaxed; window.c */
     const struct pgs__cold_ops *cold; /* how compressed pages are reached; set by the owner, NULL: not at all */
     void *cold_ctx;
-    uint32_t super_bad;         /* bit i: copy i was damaged at the last pgs__super_read that used the other one */
+    uint32_t super_bad; /* bit i: copy i was damaged at the last pgs__super_read that used the other one */
 };
 
 /* Wrap an open descriptor: takes ownership of fd and dir_fd (-1: none) on success. Maps the window. path may be NULL

@@ -80,7 +80,8 @@ struct pgs__chain { /* value of 'c' */
     struct pgs_ptr catalog;
     uint64_t n_objects;
     uint32_t n_tags; /* > 0: history= does not expire it */
-    uint32_t flags;  /* zero on disk. In memory PGS__CHAIN_EXPIRED: there is an 'x' entry. No new pins; a zombie while somebody still pins it */
+    uint32_t
+        flags; /* zero on disk. In memory PGS__CHAIN_EXPIRED: there is an 'x' entry. No new pins; a zombie while somebody still pins it */
 };
 PGS_STATIC(sizeof(struct pgs__chain) == 64, "on disk");
 #define PGS__CHAIN_EXPIRED 1u
